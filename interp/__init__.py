@@ -1,0 +1,34 @@
+"""Make a model and touch it: HookedTransformer, hooks, interventions, training, runs, statistics."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from interp.hooked_transformer import HookedTransformer
+    from interp.hooked_transformer_config import HookedTransformerConfig
+    from interp.run import Run
+    from interp.train_config import TrainConfig
+    from interp.training import train
+    from tasks.errors import InputError
+
+_HOMES = {
+    "HookedTransformer": "interp.hooked_transformer",
+    "HookedTransformerConfig": "interp.hooked_transformer_config",
+    "InputError": "tasks.errors",
+    "Run": "interp.run",
+    "TrainConfig": "interp.train_config",
+    "train": "interp.training",
+}
+
+__all__ = ["HookedTransformer", "HookedTransformerConfig", "InputError", "Run", "TrainConfig", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that ``import interp`` costs nothing."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'interp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

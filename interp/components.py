@@ -1,0 +1,281 @@
+"""The parts of a HookedTransformer, with TransformerLens' parameter and hook names."""
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens import FactoredMatrix
+from transformer_lens.hook_points import HookPoint
+
+from interp.hooked_transformer_config import HookedTransformerConfig
+
+_ACTIVATIONS = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": lambda pre: F.gelu(pre, approximate="tanh"),
+    "silu": F.silu,
+}
+
+
+def watched(point: HookPoint) -> bool:
+    """Whether anything is attached to a hook point."""
+    return bool(point._forward_hooks or point._backward_hooks or point._forward_pre_hooks or point._backward_pre_hooks)
+
+
+def shown(point: HookPoint, tensor: Tensor) -> Tensor:
+    """The tensor, after whoever watches this point has seen (and perhaps edited) it; free when nobody does."""
+    return point(tensor) if watched(point) else tensor
+
+
+def parameter(*shape: int) -> nn.Parameter:
+    """A parameter yet to be initialised."""
+    return nn.Parameter(torch.empty(*shape))
+
+
+class Embed(nn.Module):
+    """Token embedding: one row of W_E [d_vocab, d_model] per token."""
+
+    def __init__(self, cfg: HookedTransformerConfig):
+        super().__init__()
+        assert cfg.d_vocab is not None
+        self.W_E = parameter(cfg.d_vocab, cfg.d_model)
+
+    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        return F.embedding(tokens, self.W_E)
+
+
+class PosEmbed(nn.Module):
+    """Absolute position embedding: row t of W_pos [n_ctx, d_model] at position t of every prompt."""
+
+    def __init__(self, cfg: HookedTransformerConfig):
+        super().__init__()
+        self.W_pos = parameter(cfg.n_ctx, cfg.d_model)
+
+    def forward(self, n_pos: int, batch: int) -> Float[Tensor, "batch pos d_model"]:
+        return self.W_pos[:n_pos].expand(batch, -1, -1)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over d_model: centre, divide by hook_scale, then (type "LN") scale by w and shift by b."""
+
+    def __init__(self, cfg: HookedTransformerConfig):
+        super().__init__()
+        self.eps = cfg.eps
+        affine = cfg.normalization_type == "LN"
+        self.w = parameter(cfg.d_model) if affine else None
+        self.b = parameter(cfg.d_model) if affine else None
+        self.hook_scale = HookPoint()  # [..., 1]
+        self.hook_normalized = HookPoint()  # [..., d_model]
+
+    def forward(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        if watched(self.hook_scale):
+            centred = resid - resid.mean(dim=-1, keepdim=True)
+            scale = self.hook_scale((centred.square().mean(dim=-1, keepdim=True) + self.eps).sqrt())
+            normalized = centred / scale
+            if self.w is not None and self.b is not None:
+                normalized = normalized * self.w + self.b
+        else:
+            normalized = F.layer_norm(resid, resid.shape[-1:], self.w, self.b, self.eps)
+        return shown(self.hook_normalized, normalized)
+
+
+class Attention(nn.Module):
+    """Multi-head softmax attention; scores divided by √d_head.
+
+    Parameters: W_Q, W_K, W_V [head, d_model, d_head], W_O [head, d_head, d_model] and, with biases, b_Q, b_K,
+    b_V [head, d_head], b_O [d_model]. Scores and pattern are written out only when someone watches them;
+    otherwise PyTorch's fused attention gives z directly.
+    """
+
+    def __init__(self, cfg: HookedTransformerConfig):
+        super().__init__()
+        assert cfg.d_head is not None
+        self.cfg = cfg
+        self.W_Q = parameter(cfg.n_heads, cfg.d_model, cfg.d_head)
+        self.W_K = parameter(cfg.n_heads, cfg.d_model, cfg.d_head)
+        self.W_V = parameter(cfg.n_heads, cfg.d_model, cfg.d_head)
+        self.W_O = parameter(cfg.n_heads, cfg.d_head, cfg.d_model)
+        bias = cfg.use_biases
+        self.b_Q = parameter(cfg.n_heads, cfg.d_head) if bias and not cfg.identity_queries else None
+        self.b_K = parameter(cfg.n_heads, cfg.d_head) if bias else None
+        self.b_V = parameter(cfg.n_heads, cfg.d_head) if bias else None
+        self.b_O = parameter(cfg.d_model) if bias else None
+        self.hook_q = HookPoint()  # [batch, pos, head, d_head]
+        self.hook_k = HookPoint()  # [batch, pos, head, d_head]
+        self.hook_v = HookPoint()  # [batch, pos, head, d_head]
+        self.hook_attn_scores = HookPoint()  # [batch, head, dest, src], masked entries -inf
+        self.hook_pattern = HookPoint()  # [batch, head, dest, src]
+        self.hook_z = HookPoint()  # [batch, pos, head, d_head]
+        self.hook_result = HookPoint()  # [batch, pos, head, d_model]
+
+    def forward(
+        self,
+        query_input: Float[Tensor, "batch pos *head d_model"],
+        key_input: Float[Tensor, "batch pos *head d_model"],
+        value_input: Float[Tensor, "batch pos *head d_model"],
+    ) -> Float[Tensor, "batch pos d_model"]:
+        q = shown(self.hook_q, self._queries(query_input))
+        k = shown(self.hook_k, _per_head(key_input, self.W_K, self.b_K))
+        v = shown(self.hook_v, _per_head(value_input, self.W_V, self.b_V))
+        if watched(self.hook_attn_scores) or watched(self.hook_pattern):
+            z = self._written_out(q, k, v)
+        else:
+            z = self._fused(q, k, v)
+        z = shown(self.hook_z, z)
+        if watched(self.hook_result):
+            out = self.hook_result(torch.einsum("bphd,hdm->bphm", z, self.W_O)).sum(dim=2)
+        else:
+            out = z.flatten(2) @ self.W_O.flatten(0, 1)
+        return out if self.b_O is None else out + self.b_O
+
+    def _queries(self, query_input: Float[Tensor, "batch pos *head d_model"]) -> Tensor:
+        if self.cfg.identity_queries and query_input.ndim == 3 and self._identity_is_intact():
+            q = query_input.unsqueeze(2)
+            return q.clone() if watched(self.hook_q) else q  # an edit in place must not reach the residual
+        return _per_head(query_input, self.W_Q, self.b_Q)
+
+    def _identity_is_intact(self) -> bool:
+        # Skipping a product with the identity saves a sixth of a training step; a look at the matrix keeps it true
+        # even if someone wrote to W_Q. On an accelerator the look would cost more than the product.
+        W_Q = self.W_Q[0]
+        return W_Q.device.type == "cpu" and torch.equal(W_Q, torch.eye(W_Q.shape[0], dtype=W_Q.dtype))
+
+    def _written_out(self, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "batch pos head d_head"]:
+        scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
+        if self.cfg.attention_dir == "causal":
+            n_pos = scores.shape[-1]
+            future = torch.ones(n_pos, n_pos, dtype=torch.bool, device=scores.device).triu(1)
+            scores = scores.masked_fill(future, -torch.inf)
+        pattern = shown(self.hook_pattern, shown(self.hook_attn_scores, scores).softmax(dim=-1))
+        return torch.einsum("bhqk,bkhd->bqhd", pattern, v)
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "batch pos head d_head"]:
+        z = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            is_causal=self.cfg.attention_dir == "causal",
+        )
+        return z.transpose(1, 2)
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """W_V W_O per head: what reading a position writes, [head, d_model, d_model]."""
+        return FactoredMatrix(self.W_V, self.W_O)
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """W_Q W_Kᵀ per head: which pairs of positions attend, [head, d_model, d_model]."""
+        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
+
+
+def _per_head(
+    resid: Float[Tensor, "batch pos *head d_model"],
+    weight: Float[Tensor, "head d_model d_head"],
+    bias: Float[Tensor, "head d_head"] | None,
+) -> Float[Tensor, "batch pos head d_head"]:
+    if resid.ndim == 4:  # each head reads its own copy of the residual
+        projected = torch.einsum("bphm,hmd->bphd", resid, weight)
+    else:
+        flat = weight.transpose(0, 1).flatten(1)  # [d_model, head · d_head]: one product for all heads
+        projected = (resid @ flat).unflatten(-1, (weight.shape[0], weight.shape[2]))
+    return projected if bias is None else projected + bias
+
+
+class MLP(nn.Module):
+    """act(x W_in + b_in) W_out + b_out."""
+
+    def __init__(self, cfg: HookedTransformerConfig):
+        super().__init__()
+        assert cfg.d_mlp is not None
+        self.act = _ACTIVATIONS[cfg.act_fn]
+        self.W_in = parameter(cfg.d_model, cfg.d_mlp)
+        self.b_in = parameter(cfg.d_mlp) if cfg.use_biases else None
+        self.W_out = parameter(cfg.d_mlp, cfg.d_model)
+        self.b_out = parameter(cfg.d_model) if cfg.use_biases else None
+        self.hook_pre = HookPoint()  # [batch, pos, d_mlp]
+        self.hook_post = HookPoint()  # [batch, pos, d_mlp]
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        pre = x @ self.W_in if self.b_in is None else x @ self.W_in + self.b_in
+        post = shown(self.hook_post, self.act(shown(self.hook_pre, pre)))
+        return post @ self.W_out if self.b_out is None else post @ self.W_out + self.b_out
+
+
+class LinearMemory(nn.Module):
+    """The linear feed-forward part x W_F: an associative memory of global bigrams (Bietti et al., section 5)."""
+
+    def __init__(self, cfg: HookedTransformerConfig):
+        super().__init__()
+        self.W_F = parameter(cfg.d_model, cfg.d_model)
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        return x @ self.W_F
+
+
+class Block(nn.Module):
+    """One layer: attention, then (or, with parallel_attn_mlp, beside it) the feed-forward part."""
+
+    def __init__(self, cfg: HookedTransformerConfig, layer: int):
+        super().__init__()
+        self.cfg = cfg
+        normalized = cfg.normalization_type is not None
+        self.ln1 = LayerNorm(cfg) if normalized else nn.Identity()
+        self.attn = Attention(cfg)
+        self.hook_resid_pre = HookPoint()  # [batch, pos, d_model]
+        self.hook_q_input = HookPoint()  # [batch, pos, head, d_model]
+        self.hook_k_input = HookPoint()  # [batch, pos, head, d_model]
+        self.hook_v_input = HookPoint()  # [batch, pos, head, d_model]
+        self.hook_attn_out = HookPoint()  # [batch, pos, d_model]
+        self.hook_resid_post = HookPoint()  # [batch, pos, d_model]
+        self.has_mlp = cfg.has_mlp(layer)
+        if self.has_mlp:
+            self.ln2 = LayerNorm(cfg) if normalized else nn.Identity()
+            self.mlp = MLP(cfg) if cfg.mlp_type == "mlp" else LinearMemory(cfg)
+            self.hook_mlp_in = HookPoint()  # [batch, pos, d_model]
+            self.hook_mlp_out = HookPoint()  # [batch, pos, d_model]
+            if not cfg.parallel_attn_mlp:
+                self.hook_resid_mid = HookPoint()  # [batch, pos, d_model]
+
+    def forward(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        resid_pre = shown(self.hook_resid_pre, resid)
+        attn_out = shown(self.hook_attn_out, self.attn(*self._attention_inputs(resid_pre)))
+        resid_mid = resid_pre + attn_out
+        if not self.has_mlp:
+            return shown(self.hook_resid_post, resid_mid)
+        if self.cfg.parallel_attn_mlp:
+            mlp_in = resid_pre
+        else:
+            resid_mid = mlp_in = shown(self.hook_resid_mid, resid_mid)
+        if watched(self.hook_mlp_in):
+            mlp_in = self.hook_mlp_in(mlp_in.clone())  # an edit in place must not reach the residual
+        mlp_out = shown(self.hook_mlp_out, self.mlp(self.ln2(mlp_in)))
+        return shown(self.hook_resid_post, resid_mid + mlp_out)
+
+    def _attention_inputs(self, resid_pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The inputs of queries, keys and values; a watched one gets an own copy of the residual for every head."""
+        normalized = self.ln1(resid_pre)
+
+        def read(point: HookPoint) -> Tensor:
+            if not watched(point):
+                return normalized
+            copies = resid_pre.unsqueeze(2).repeat(1, 1, self.cfg.n_heads, 1)
+            return self.ln1(point(copies))
+
+        return read(self.hook_q_input), read(self.hook_k_input), read(self.hook_v_input)
+
+
+class Unembed(nn.Module):
+    """resid W_U + b_U: logits [batch, pos, d_vocab_out]."""
+
+    def __init__(self, cfg: HookedTransformerConfig):
+        super().__init__()
+        self.W_U = parameter(cfg.d_model, cast(int, cfg.d_vocab_out))
+        self.b_U = parameter(cast(int, cfg.d_vocab_out)) if cfg.use_biases else None
+
+    def forward(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab_out"]:
+        logits = resid @ self.W_U
+        return logits if self.b_U is None else logits + self.b_U

@@ -1,0 +1,89 @@
+"""What a HookedTransformer is made of; field names are TransformerLens' where it has the concept."""
+
+from typing import Literal
+
+from interp.validated import validated
+from tasks.errors import InputError
+
+Activation = Literal["relu", "gelu", "gelu_new", "silu"]
+
+
+@validated
+class HookedTransformerConfig:
+    """The architecture of a HookedTransformer.
+
+    Fields that TransformerLens' HookedTransformerConfig has keep its names and meaning. The others:
+
+    Attributes:
+        d_mlp: width of the MLP; None means 4 d_model.
+        mlp_type: "mlp" is the usual two-layer one; "linear" is the feed-forward memory W_F of Bietti et al.,
+            one matrix [d_model, d_model] without activation or bias.
+        mlp_layers: the layers that have a feed-forward part; None means all (with ``attn_only``, none).
+        use_biases: whether attention, MLP, LayerNorm's shift aside, and unembedding have biases.
+        identity_queries: W_Q is the identity and stays so (one head with d_head = d_model).
+        init_mode: "gpt2" draws every weight from N(0, (0.8 / √d_model)²), biases zero; "torch_linear" draws
+            embeddings and positions from N(0, 1) and every other matrix from U(±1/√fan_in), PyTorch's default
+            for nn.Linear (the published code of Bietti et al.).
+        frozen: patterns (``*`` matches anything) of parameters that are never trained, e.g. ``embed.W_E``.
+        seed: seed of the initial weights.
+    """
+
+    n_layers: int
+    d_model: int
+    n_ctx: int
+    n_heads: int = 1
+    d_head: int | None = None
+    d_mlp: int | None = None
+    d_vocab: int | None = None
+    d_vocab_out: int | None = None
+    act_fn: Activation = "relu"
+    attn_only: bool = False
+    mlp_type: Literal["mlp", "linear"] = "mlp"
+    mlp_layers: tuple[int, ...] | None = None
+    parallel_attn_mlp: bool = False
+    normalization_type: Literal["LN", "LNPre"] | None = None
+    eps: float = 1e-5
+    positional_embedding_type: Literal["standard", "none"] = "standard"
+    attention_dir: Literal["causal", "bidirectional"] = "causal"
+    use_biases: bool = True
+    identity_queries: bool = False
+    init_mode: Literal["gpt2", "torch_linear"] = "gpt2"
+    frozen: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._fill_in()
+        for name in ("n_layers", "d_model", "n_ctx", "n_heads", "d_head", "d_mlp", "d_vocab", "d_vocab_out"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} = {value} must be at least 1")
+        for layer in self.mlp_layers or ():
+            if not 0 <= layer < self.n_layers:
+                raise InputError(f"mlp_layers names layer {layer}: the model has layers 0 to {self.n_layers - 1}")
+        if self.attn_only and self.mlp_layers:
+            raise InputError(f"mlp_layers = {self.mlp_layers} contradicts attn_only = True: drop one of them")
+        if self.identity_queries and (self.n_heads != 1 or self.d_head != self.d_model):
+            raise InputError(
+                f"identity_queries needs one head with d_head = d_model = {self.d_model}: "
+                f"this has n_heads = {self.n_heads}, d_head = {self.d_head}"
+            )
+
+    def _fill_in(self) -> None:
+        """Defaults that depend on other fields, resolved once so that a saved config says everything."""
+        if self.d_head is None:
+            if self.d_model % self.n_heads:
+                raise InputError(
+                    f"d_model = {self.d_model} is no multiple of n_heads = {self.n_heads}: give d_head explicitly"
+                )
+            self._set("d_head", self.d_model // self.n_heads)
+        if self.d_mlp is None:
+            self._set("d_mlp", 4 * self.d_model)
+        if self.d_vocab_out is None:
+            self._set("d_vocab_out", self.d_vocab)
+
+    def _set(self, name: str, value: int | None) -> None:
+        object.__setattr__(self, name, value)
+
+    def has_mlp(self, layer: int) -> bool:
+        """Whether this layer has a feed-forward part."""
+        return not self.attn_only and (self.mlp_layers is None or layer in self.mlp_layers)

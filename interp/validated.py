@@ -1,0 +1,66 @@
+"""Dataclasses whose fields are checked when they are made, and whose complaints fit on one line."""
+
+import difflib
+import functools
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import TypeVar, cast, dataclass_transform
+
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from tasks.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def validated(cls: type[T]) -> type[T]:
+    """A frozen dataclass that checks its fields: a wrong or unknown one raises InputError, in one line.
+
+    >>> @validated
+    ... class Point:
+    ...     x: int = 0
+    >>> Point(x=[])
+    Traceback (most recent call last):
+        ...
+    tasks.errors.InputError: x = [] is no Point.x: input should be a valid integer
+    """
+    checked = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid", protected_namespaces=()))(cls)
+    build = checked.__init__
+
+    @functools.wraps(build)
+    def __init__(self, *args, **kwargs) -> None:
+        try:
+            build(self, *args, **kwargs)
+        except ValidationError as error:
+            raise InputError(one_line(checked, error)) from None
+
+    checked.__init__ = __init__
+    return cast("type[T]", checked)
+
+
+def one_line(cls: type, error: ValidationError) -> str:
+    """The first of pydantic's complaints, as one line that names the field, the value and the remedy."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return message
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return unknown_key(where, cls.__name__, [field.name for field in fields(cls)])
+    if first["type"] == "missing":
+        return f"{cls.__name__}.{where} is missing: give it a value"
+    return f"{where} = {first['input']!r} is no {cls.__name__}.{where}: {message[0].lower()}{message[1:]}"
+
+
+def unknown_key(key: str, owner: str, known: Iterable[str]) -> str:
+    """One line for a key that does not exist, with the nearest that do.
+
+    >>> unknown_key("n_head", "HookedTransformerConfig", ["n_heads", "n_layers"])
+    "HookedTransformerConfig has no 'n_head': did you mean n_heads?"
+    """
+    known = list(known)
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+    remedy = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(known)}"
+    return f"{owner} has no {key!r}: {remedy}"
