@@ -1,0 +1,77 @@
+"""Prompts whose structure is known: tasks, their statistics, and the reference predictors that solve them.
+
+Names are imported when first used, so that ``import tasks`` costs nothing.
+"""
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tasks.bigram import BigramICL
+    from tasks.bigram_predictors import BayesOptimal, CurrentToken, GlobalBigram, InContextCopy, InContextUnigram
+    from tasks.bigram_statistics import BigramStatistics
+    from tasks.errors import InputError
+    from tasks.prompts import Prompts
+    from tasks.protocol import Predictor, Task
+
+_MODULE_OF = {
+    "BigramICL": "bigram",
+    "BigramStatistics": "bigram_statistics",
+    "InputError": "errors",
+    "Predictor": "protocol",
+    "Prompts": "prompts",
+    "Task": "protocol",
+    # Reference predictors of the bigram task.
+    "BayesOptimal": "bigram_predictors",
+    "CurrentToken": "bigram_predictors",
+    "GlobalBigram": "bigram_predictors",
+    "InContextCopy": "bigram_predictors",
+    "InContextUnigram": "bigram_predictors",
+}
+
+_TASK_CLASSES = {
+    "bigram": "BigramICL",
+}
+
+__all__ = [
+    "TASKS",
+    "BayesOptimal",
+    "BigramICL",
+    "BigramStatistics",
+    "CurrentToken",
+    "GlobalBigram",
+    "InContextCopy",
+    "InContextUnigram",
+    "InputError",
+    "Predictor",
+    "Prompts",
+    "Task",
+]
+
+
+class _Tasks(Mapping[str, "type[Task]"]):
+    """Task classes by the name that a run's config.json and the command line use; imported when looked up."""
+
+    def __getitem__(self, name: str) -> "type[Task]":
+        return __getattr__(_TASK_CLASSES[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_TASK_CLASSES)
+
+    def __len__(self) -> int:
+        return len(_TASK_CLASSES)
+
+
+TASKS: Mapping[str, "type[Task]"] = _Tasks()
+"""Task classes by name: ``TASKS["bigram"]`` is BigramICL."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
