@@ -8,6 +8,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from tasks.errors import InputError
+from tasks.field_checks import check_choice
 from tasks.prompts import Prompts, Seed
 
 Layout = Literal["query", "interleaved"]
@@ -40,14 +41,17 @@ def regression_prompts(
     ``clean_target``, the target without its noise. Units are the data's own.
 
     Raises:
-        InputError: an unknown layout, or a value that is not finite.
+        InputError: an unknown layout, shapes that do not match, or a value that is not finite.
 
     >>> prompts = regression_prompts(torch.ones(1, 2, 1), torch.tensor([[5.0, 6.0]]), layout="interleaved")
     >>> prompts.inputs.tolist(), prompts.scored.tolist()
     ([[[1.0, 0.0], [0.0, 5.0], [1.0, 0.0]]], [[True, False, True]])
     """
-    if layout not in ("query", "interleaved"):
-        raise InputError(f"layout = {layout!r} is unknown: choose 'query' or 'interleaved'")
+    check_choice("layout", layout, ("query", "interleaved"))
+    if x.shape[:2] != y.shape or not all(y.shape):
+        raise InputError(
+            f"x is {list(x.shape)} but y is {list(y.shape)}: give x [batch, pair, d] and y [batch, pair], none empty"
+        )
     _check_finite(x, y)
     n_prompts, n_pairs, d = x.shape
     if layout == "query":

@@ -1,6 +1,5 @@
 """In-context sparse linear regression: y = ⟨w*, x⟩ + noise, where w* has few non-zero entries."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tasks.errors import InputError
+from tasks.field_checks import check_choice, check_real, check_whole
 from tasks.prompts import Prompts, Seed
 from tasks.regression_prompts import Layout, regression_pairs, regression_prompts
 
@@ -68,15 +68,15 @@ class SparseRegression:
     curriculum_context: int | None = None
 
     def __post_init__(self) -> None:
-        _check_whole("d", self.d, 1)
-        _check_whole("active_dims", self.active_dims, 1, self.d, optional=True)
-        _check_whole("sparsity", self.sparsity, 1, self.dims)
-        _check_whole("n_context", self.n_context, 1)
-        _check_whole("n_context_min", self.n_context_min, 1, self.n_context, optional=True)
-        _check_real("noise", self.noise, zero_allowed=True)
-        _check_real("weight_scale", self.weight_scale)
-        _check_choice("weights", self.weights, ("gaussian", "signs"))
-        _check_choice("layout", self.layout, ("query", "interleaved"))
+        check_whole("d", self.d, 1)
+        check_whole("active_dims", self.active_dims, 1, self.d, optional=True)
+        check_whole("sparsity", self.sparsity, 1, self.dims)
+        check_whole("n_context", self.n_context, 1)
+        check_whole("n_context_min", self.n_context_min, 1, self.n_context, optional=True)
+        check_real("noise", self.noise, zero_allowed=True)
+        check_real("weight_scale", self.weight_scale)
+        check_choice("weights", self.weights, ("gaussian", "signs"))
+        check_choice("layout", self.layout, ("query", "interleaved"))
         self._check_covariance()
         self._check_curriculum()
 
@@ -112,7 +112,7 @@ class SparseRegression:
         >>> SparseRegression().sample(4, seed=1).targets.shape
         torch.Size([4, 33])
         """
-        _check_whole("n", n, 1)
+        check_whole("n", n, 1)
         rng = _generator(seed, _SAMPLE)
         n_context = self.n_context
         if self.n_context_min is not None:
@@ -187,7 +187,7 @@ class SparseRegression:
         >>> SparseRegression(d=1, sparsity=1, n_context=2).from_frame(frame, "price", 4, seed=0).inputs.shape
         torch.Size([4, 3, 2])
         """
-        _check_whole("n", n, 1)
+        check_whole("n", n, 1)
         x, y = self._standardised(frame, target)
         rng = _generator(seed, _FRAME)
         rows = np.stack([rng.choice(len(y), self.n_context + 1, replace=False) for _ in range(n)])
@@ -205,7 +205,7 @@ class SparseRegression:
         >>> [task.at_step(step).dims for step in (0, 50, 100)]
         [4, 10, 16]
         """
-        _check_whole("step", step, 0)
+        check_whole("step", step, 0)
         if self.curriculum_steps is None:
             return self
 
@@ -315,9 +315,9 @@ class SparseRegression:
                 "give the exponent with covariance = 'power', and only there"
             )
         if self.covariance_exponent is not None:
-            _check_real("covariance_exponent", self.covariance_exponent, zero_allowed=True)
+            check_real("covariance_exponent", self.covariance_exponent, zero_allowed=True)
         if isinstance(self.covariance, str):
-            _check_choice("covariance", self.covariance, ("identity", "power"))
+            check_choice("covariance", self.covariance, ("identity", "power"))
             return
         try:
             hash(self.covariance)  # a list or an array would make the task unhashable
@@ -339,9 +339,9 @@ class SparseRegression:
                 f"curriculum_steps = {self.curriculum_steps} with curriculum_dims, curriculum_context = {starts}: "
                 "a curriculum needs its steps and at least one start value"
             )
-        _check_whole("curriculum_steps", self.curriculum_steps, 1, optional=True)
-        _check_whole("curriculum_dims", self.curriculum_dims, self.sparsity, self.dims, optional=True)
-        _check_whole("curriculum_context", self.curriculum_context, 1, self.n_context, optional=True)
+        check_whole("curriculum_steps", self.curriculum_steps, 1, optional=True)
+        check_whole("curriculum_dims", self.curriculum_dims, self.sparsity, self.dims, optional=True)
+        check_whole("curriculum_context", self.curriculum_context, 1, self.n_context, optional=True)
 
 
 def _latents(w_star: Float[Tensor, "batch d"]) -> dict[str, Tensor]:
@@ -353,23 +353,3 @@ def _generator(seed: Seed, purpose: int) -> np.random.Generator:
     if not parts or not all(isinstance(part, int) and part >= 0 for part in parts):
         raise InputError(f"seed = {seed!r} is no seed: give a non-negative integer, or a tuple of them")
     return np.random.default_rng(np.random.SeedSequence(parts, spawn_key=(purpose,)))
-
-
-def _check_whole(name: str, value: int | None, least: int, most: int | None = None, *, optional: bool = False) -> None:
-    if value is None and optional:
-        return
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or not least <= value <= (value if most is None else most):
-        expected = f"at least {least}" if most is None else f"between {least} and {most}"
-        raise InputError(f"{name} = {value!r} must be a whole number, {expected}")
-
-
-def _check_real(name: str, value: float, *, zero_allowed: bool = False) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < 0 or (value == 0 and not zero_allowed):
-        raise InputError(f"{name} = {value!r} must be a finite number, {'at least' if zero_allowed else 'above'} 0")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(f"{name} = {value!r} is unknown: choose {' or '.join(map(repr, choices))}")
