@@ -1,14 +1,16 @@
 """The in-context bigram task: characters of a corpus, with a few triggers whose successor each prompt draws anew."""
 
+import difflib
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Integer
 
+from tasks.bigram_counterfactual import outputs_in_prompt, redraw_outputs
 from tasks.bigram_labels import SEGMENTS, choose_wrong_answers, label_positions
 from tasks.bigram_sampling import NOT_A_TRIGGER, AliasTable, Walker, draw_without_replacement, generator_of
 from tasks.bigram_statistics import BigramStatistics
@@ -203,6 +205,122 @@ class BigramICL:
             vocab=self.stats.vocab,
             seed=seed,
         )
+
+    def counterfactual(self, prompts: Prompts, *, seed: Seed) -> Prompts:
+        """The same prompts with other trigger outputs: after every occurrence of q_k another token follows.
+
+        Redrawn are only the outputs that are no triggers themselves, from the task's law of outputs, to other tokens
+        that are no triggers; every other token stays, so both prompts have the same triggers at the same positions.
+        An output stays where the law leaves no other choice. Random triggers: the prompt's triggers are those that
+        occur in it.
+
+        Labels are computed anew, and there is one more: ``off_support``, where the input was replaced and the kept
+        transition out of it is impossible under π_b (a model may notice). Its mean over the replaced positions
+        is the share to report. ``scored`` stays as it is in ``prompts``.
+
+        Raises:
+            InputError: the prompts do not come from this task's ``sample``, or the seed is no seed.
+
+        >>> task = BigramICL(seq_len=32)
+        >>> prompts = task.sample(8, seed=0)
+        >>> other = task.counterfactual(prompts, seed=1)
+        >>> bool((other.targets == prompts.targets)[~prompts.labels["trigger"]].float().mean() > 0.7)
+        True
+        """
+        generator = generator_of(seed, COUNTERFACTUAL_STREAM)
+        self._check_prompts(prompts)
+        whole = torch.cat([prompts.inputs, prompts.targets[:, -1:]], dim=1).cpu().numpy()
+        trigger = prompts.labels["trigger"].cpu().numpy()
+        parts = _Parts(*prompts.inputs.shape)
+        for start in range(0, len(prompts), BLOCK):
+            chosen = slice(start, start + BLOCK)
+            is_trigger = self._triggers_of(whole[chosen], trigger[chosen])
+            tokens, output_of = redraw_outputs(whole[chosen], trigger[chosen], is_trigger, self.output_law, generator)
+            triggers = np.argsort(~is_trigger, axis=1, kind="stable")[:, : self.n_triggers]
+            wrong = choose_wrong_answers(tokens.T, output_of, triggers, generator)
+            impossible = self.stats.successor_counts[tokens[:, :-1], tokens[:, 1:]] == 0
+            replaced = tokens[:, :-1] != whole[chosen, :-1]
+            labels = label_positions(tokens.T, output_of) | {"off_support": (replaced & impossible).T}
+            parts.fill(start, tokens.T, wrong, labels)
+        here = prompts.to("cpu")
+        return replace(
+            here,
+            inputs=parts.inputs,
+            targets=parts.targets,
+            labels={**here.labels, **parts.labels},
+            wrong=parts.wrong,
+            counterfactual=None,
+            seed=seed,
+        ).to(prompts.inputs.device)
+
+    def config(self) -> dict[str, Any]:
+        """Every field as a JSON value; of the statistics only their sha256, as ``files`` holds them.
+
+        >>> BigramICL(seq_len=32).config()["seq_len"]
+        32
+        """
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "stats"}
+        return values | {"stats_sha256": self.stats.digest}
+
+    def files(self) -> Mapping[str, bytes]:
+        """The statistics as ``bigrams.csv``."""
+        return {STATISTICS_FILE: self.stats.to_csv()}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], files: Mapping[str, bytes]) -> Self:
+        """The task that ``config()`` and ``files()`` described; without ``bigrams.csv``, on the embedded corpus.
+
+        Raises:
+            InputError: an unknown key or file, a value that BigramICL refuses, a table that BigramStatistics refuses,
+                or statistics whose sha256 is not the configured one.
+
+        >>> task = BigramICL(seq_len=32)
+        >>> BigramICL.from_config(task.config(), task.files()) == task
+        True
+        """
+        values = dict(config)
+        digest = values.pop("stats_sha256", None)
+        known = [item.name for item in fields(cls) if item.name != "stats"]
+        for key in values:
+            if key not in known:
+                near = (difflib.get_close_matches(key, known, n=1, cutoff=0) or known)[0]
+                raise InputError(f"{key} = {values[key]!r} is no field of the bigram task: did you mean {near}?")
+        for file in files:
+            if file != STATISTICS_FILE:
+                raise InputError(f"the bigram task has no file {file!r}: expected {STATISTICS_FILE}")
+        stats = BigramStatistics.default()
+        if STATISTICS_FILE in files:
+            stats = BigramStatistics.from_csv(files[STATISTICS_FILE], source=STATISTICS_FILE)
+        if digest is not None and digest != stats.digest:
+            where = STATISTICS_FILE if STATISTICS_FILE in files else "the embedded corpus"
+            raise InputError(
+                f"{where} has the sha256 {stats.digest[:12]}… but stats_sha256 is {str(digest)[:12]}…: "
+                f"restore the {STATISTICS_FILE} that belongs to the configuration"
+            )
+        return cls(stats, **values)
+
+    def _check_prompts(self, prompts: Prompts) -> None:
+        if prompts.vocab != self.stats.vocab or "trigger" not in prompts.labels:
+            raise InputError(
+                "the prompts have another vocabulary, or no label 'trigger': "
+                "counterfactual takes prompts that this task's sample drew"
+            )
+        if self.trigger_tokens is not None:
+            fixed = torch.tensor(self.trigger_tokens, device=prompts.inputs.device)
+            if not torch.equal(torch.isin(prompts.inputs, fixed), prompts.labels["trigger"]):
+                raise InputError(
+                    "the prompts' label 'trigger' marks other tokens than this task's triggers: "
+                    "counterfactual takes prompts that this task's sample drew"
+                )
+
+    def _triggers_of(
+        self, tokens: Integer[np.ndarray, "batch tokens"], trigger: Bool[np.ndarray, "batch pos"]
+    ) -> Bool[np.ndarray, "batch vocab"]:
+        if self.trigger_tokens is None:
+            return outputs_in_prompt(tokens, trigger, self.d_vocab) != NOT_A_TRIGGER
+        is_trigger = np.zeros((len(tokens), self.d_vocab), dtype=bool)
+        is_trigger[:, self.trigger_tokens] = True
+        return is_trigger
 
     def _draw_triggers(self, n: int, generator: np.random.Generator) -> Int[np.ndarray, "batch trigger"]:
         if self.trigger_tokens is not None:

@@ -1,7 +1,5 @@
 """What is known about each position of an in-context bigram sequence: its trigger, its loop, a wrong answer."""
 
-from collections.abc import Mapping
-
 import numpy as np
 from jaxtyping import Bool, Integer
 
@@ -13,7 +11,7 @@ SEGMENTS = ("global", "first", "in_context")
 
 def label_positions(
     tokens: Integer[np.ndarray, "tokens batch"], output_of: Integer[np.ndarray, "batch vocab"]
-) -> Mapping[str, np.ndarray]:
+) -> dict[str, np.ndarray]:
     """The labels of every position but the last token's, each [pos, batch]; ``BigramICL.sample`` defines them.
 
     ``output_of[b, v]`` is the output of token v in sequence b, or -1 where v is no trigger there.

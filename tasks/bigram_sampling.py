@@ -143,6 +143,40 @@ def draw_without_replacement(
     return np.take_along_axis(first, np.argsort(np.take_along_axis(rings, first, axis=1), axis=1), axis=1)
 
 
+def inclusion_probabilities(weights: Float[np.ndarray, "vocab"], n_drawn: int) -> Float[np.ndarray, "vocab"]:
+    """How likely each token is among the first ``n_drawn`` of ``draw_without_replacement``; they sum to ``n_drawn``.
+
+    Token i's clock rings at time s with density w_i exp(-w_i s), and i is drawn if fewer than ``n_drawn`` others rang
+    before: r_i = ∫ w_i exp(-w_i s) P(N_i(s) < n_drawn) ds, where N_i(s) is a sum of independent Bernoulli variables of
+    probabilities 1 - exp(-w_j s), j ≠ i. The integral is a trapezoid sum in log s, exact to about 1e-9.
+
+    >>> inclusion_probabilities(np.array([0.5, 0.3, 0.2]), 1).round(6).tolist()
+    [0.5, 0.3, 0.2]
+    """
+    log_times = np.linspace(np.log(1e-10 / weights.max()), np.log(40 / weights.min()), INTEGRATION_POINTS)
+    times = np.exp(log_times)
+    silent = np.exp(-times[:, None] * weights)
+    # before[:, i] and after[:, i]: how many of the tokens below, and above, i have rung; 0 … n_drawn - 1 of them.
+    before = _count_rung(silent, n_drawn)
+    after = _count_rung(silent[:, ::-1], n_drawn)[:, ::-1]
+    fewer = (before * after.cumsum(axis=2)[:, :, ::-1]).sum(axis=2)
+    return np.trapezoid(times[:, None] * weights * silent * fewer, log_times, axis=0)
+
+
+INTEGRATION_POINTS = 400
+
+
+def _count_rung(silent: Float[np.ndarray, "time vocab"], n_counts: int) -> Float[np.ndarray, "time vocab count"]:
+    """The distribution, cut off at ``n_counts``, of how many of the tokens before each one have rung."""
+    counts = np.zeros((*silent.shape, n_counts))
+    counts[:, 0, 0] = 1
+    for token in range(silent.shape[1] - 1):
+        quiet = silent[:, token, None]
+        counts[:, token + 1] = counts[:, token] * quiet
+        counts[:, token + 1, 1:] += counts[:, token, :-1] * (1 - quiet)
+    return counts
+
+
 def count_occurrences(
     tokens: Integer[np.ndarray, "pos batch"], size: int
 ) -> tuple[Int[np.ndarray, "pos batch"], Int[np.ndarray, "batch vocab"]]:
