@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +69,7 @@ class Prompts:
         targets: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos"] | None = None,
         scored: Bool[Tensor, "batch pos"] | None = None,
         **rest,
-    ) -> Self:
+    ) -> "Prompts":
         """Prompts of one's own: every argument but the inputs has a default.
 
         Without ``targets`` the next token is the target, and the last position, which has none, is not scored.
@@ -94,17 +93,17 @@ class Prompts:
     def __len__(self) -> int:
         return self.targets.shape[0]
 
-    def __getitem__(self, index: slice | Sequence[int] | Shaped[Tensor, "chosen"]) -> Self:
+    def __getitem__(self, index: slice | Sequence[int] | Shaped[Tensor, "chosen"]) -> "Prompts":
         """The chosen prompts, every part of them (an integer would lose the batch axis: write ``prompts[i:i+1]``)."""
         if isinstance(index, int):
             raise InputError(f"prompts[{index}] would lose the batch axis: write prompts[{index}:{index + 1}]")
         return self._map(lambda part: part[index])
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "Prompts":
         """The same prompts on another device."""
         return self._map(lambda part: part.to(device))
 
-    def score_only(self, mask: Bool[Tensor, "batch pos"]) -> Self:
+    def score_only(self, mask: Bool[Tensor, "batch pos"]) -> "Prompts":
         """The same prompts, judged only where they were already scored and ``mask`` holds.
 
         >>> prompts = Prompts.from_tensors(torch.tensor([[3, 1, 2]]))
@@ -150,7 +149,7 @@ class Prompts:
             raise InputError("these prompts carry no vocab: give Prompts a vocab to decode them")
         return [self.vocab[token] for token in self.inputs[index].tolist()]
 
-    def _map(self, change) -> Self:
+    def _map(self, change) -> "Prompts":
         def maybe(part):
             return None if part is None else change(part)
 

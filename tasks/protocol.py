@@ -1,7 +1,7 @@
 """What a task is to the floors above: a distribution over prompts that can be written to a run folder and read back."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -46,6 +46,6 @@ class Task(Protocol):
         ...
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], files: Mapping[str, bytes]) -> Self:
+    def from_config(cls, config: Mapping[str, Any], files: Mapping[str, bytes]) -> "Task":
         """The task that ``config`` and ``files`` describe; an unknown key is an InputError."""
         ...

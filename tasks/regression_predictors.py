@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,7 @@ from tasks.prompts import Prompts
 from tasks.regression_prompts import excess_risk, regression_pairs
 
 How = Literal["given", "tuned", "hindsight"]
+Family = TypeVar("Family", bound="TunablePredictor")
 
 
 class LinearPredictor(ABC):
@@ -77,7 +78,7 @@ class TunablePredictor(LinearPredictor):
         return next(self.path(x, y, [getattr(self, self.parameter)]))
 
     @classmethod
-    def tuned(cls, prompts: Prompts, values: Sequence[float] | None = None, **settings) -> Self:
+    def tuned(cls: type[Family], prompts: Prompts, values: Sequence[float] | None = None, **settings) -> Family:
         """The predictor with the value that is best on ``prompts``, which must not be those it is judged on.
 
         Best means the least excess risk where w* is known, else the least error against the noisy targets. The
@@ -89,7 +90,7 @@ class TunablePredictor(LinearPredictor):
         return cls._best(prompts, values, "tuned", settings)
 
     @classmethod
-    def hindsight(cls, prompts: Prompts, values: Sequence[float] | None = None, **settings) -> Self:
+    def hindsight(cls: type[Family], prompts: Prompts, values: Sequence[float] | None = None, **settings) -> Family:
         """The predictor with the value that is best on the very prompts it is judged on: a bound, no honest rival.
 
         Its repr says so. Arguments and errors are those of ``tuned``.
@@ -97,7 +98,7 @@ class TunablePredictor(LinearPredictor):
         return cls._best(prompts, values, "hindsight", settings)
 
     @classmethod
-    def _best(cls, prompts: Prompts, values: Sequence[float] | None, how: How, settings: dict) -> Self:
+    def _best(cls: type[Family], prompts: Prompts, values: Sequence[float] | None, how: How, settings: dict) -> Family:
         values = cls.candidates if values is None else values
         if len(values) == 0 or not prompts.scored.any():
             raise InputError(

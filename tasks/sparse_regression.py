@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -193,7 +193,7 @@ class SparseRegression:
         rows = np.stack([rng.choice(len(y), self.n_context + 1, replace=False) for _ in range(n)])
         return regression_prompts(torch.from_numpy(x[rows]), torch.from_numpy(y[rows]), layout=self.layout, seed=seed)
 
-    def at_step(self, step: int) -> Self:
+    def at_step(self, step: int) -> "SparseRegression":
         """The task as the curriculum has it at a training step; without a curriculum, or after it, the full task.
 
         Active features and pairs grow linearly from their start to their full number, rounded down.
@@ -240,7 +240,7 @@ class SparseRegression:
         return {}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], files: Mapping[str, bytes]) -> Self:
+    def from_config(cls, config: Mapping[str, Any], files: Mapping[str, bytes]) -> "SparseRegression":
         """The task that ``config`` describes.
 
         Raises:
@@ -309,28 +309,20 @@ class SparseRegression:
         return table[features].to_numpy(), table[target].to_numpy()
 
     def _check_covariance(self) -> None:
-        if (self.covariance == "power") != (self.covariance_exponent is not None):
-            raise InputError(
-                f"covariance = {self.covariance!r} with covariance_exponent = {self.covariance_exponent}: "
-                "give the exponent with covariance = 'power', and only there"
-            )
-        if self.covariance_exponent is not None:
-            check_real("covariance_exponent", self.covariance_exponent, zero_allowed=True)
         if isinstance(self.covariance, str):
             check_choice("covariance", self.covariance, ("identity", "power"))
-            return
-        try:
-            hash(self.covariance)  # a list or an array would make the task unhashable
-            matrix = np.array(self.covariance, dtype=float)
-            np.linalg.cholesky(matrix)  # which reads the lower triangle only, so symmetry is a check of its own
-            right = matrix.shape == (self.d, self.d) and np.array_equal(matrix, matrix.T)
-        except (TypeError, ValueError, np.linalg.LinAlgError):
-            right = False
-        if not right:
+        elif not _is_covariance(self.covariance, self.d):
             raise InputError(
                 "covariance is neither 'identity' nor 'power' nor "
                 f"a symmetric positive definite {self.d} × {self.d} matrix as a tuple of row tuples"
             )
+        if (self.covariance == "power") != (self.covariance_exponent is not None):
+            raise InputError(
+                f"covariance_exponent = {self.covariance_exponent} with covariance = {str(self.covariance)[:20]!r}: "
+                "give the exponent with covariance = 'power', and only there"
+            )
+        if self.covariance_exponent is not None:
+            check_real("covariance_exponent", self.covariance_exponent, zero_allowed=True)
 
     def _check_curriculum(self) -> None:
         starts = (self.curriculum_dims, self.curriculum_context)
@@ -342,6 +334,17 @@ class SparseRegression:
         check_whole("curriculum_steps", self.curriculum_steps, 1, optional=True)
         check_whole("curriculum_dims", self.curriculum_dims, self.sparsity, self.dims, optional=True)
         check_whole("curriculum_context", self.curriculum_context, 1, self.n_context, optional=True)
+
+
+def _is_covariance(value: object, d: int) -> bool:
+    if not isinstance(value, tuple) or not all(isinstance(row, tuple) for row in value):
+        return False
+    try:
+        matrix = np.array(value, dtype=float)
+        np.linalg.cholesky(matrix)  # which reads the lower triangle only, so symmetry is a check of its own
+    except (TypeError, ValueError, np.linalg.LinAlgError):
+        return False
+    return matrix.shape == (d, d) and np.array_equal(matrix, matrix.T)
 
 
 def _latents(w_star: Float[Tensor, "batch d"]) -> dict[str, Tensor]:
