@@ -4,7 +4,7 @@ import difflib
 import functools
 from collections.abc import Iterable
 from dataclasses import fields
-from typing import TypeVar, cast, dataclass_transform
+from typing import Any, TypeVar, cast, dataclass_transform
 
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -28,6 +28,7 @@ def validated(cls: type[T]) -> type[T]:
     """
     checked = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid", protected_namespaces=()))(cls)
     build = checked.__init__
+    names = [field.name for field in fields(checked)]
 
     @functools.wraps(build)
     def __init__(self, *args, **kwargs) -> None:
@@ -35,9 +36,23 @@ def validated(cls: type[T]) -> type[T]:
             build(self, *args, **kwargs)
         except ValidationError as error:
             raise InputError(one_line(checked, error)) from None
+        object.__setattr__(self, "_given", (*names[: len(args)], *kwargs))
 
     checked.__init__ = __init__
     return cast("type[T]", checked)
+
+
+def given_fields(config: Any) -> dict[str, Any]:
+    """What the caller of a validated class set, as opposed to what its defaults filled in.
+
+    >>> @validated
+    ... class Point:
+    ...     x: int = 0
+    ...     y: int = 0
+    >>> given_fields(Point(y=0))
+    {'y': 0}
+    """
+    return {name: getattr(config, name) for name in config._given}
 
 
 def one_line(cls: type, error: ValidationError) -> str:

@@ -1,0 +1,63 @@
+"""What a person sees while a model trains: a bar in a terminal, a line now and then elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 30.0
+
+Show = Callable[[int, Mapping[str, float] | None], None]
+"""Called after every step with its number and, if the step was logged, its row of the history."""
+
+
+@contextmanager
+def training_progress(total: int, done: int, enabled: bool = True) -> Iterator[Show]:
+    """How far training is, with the time left and the last logged figures, on standard error."""
+    console = Console(stderr=True)
+    if not enabled:
+        yield lambda *_: None
+    elif console.is_terminal:
+        with _bar(console) as bar:
+            task = bar.add_task("training", total=total, completed=done, figures="")
+
+            def move(step: int, row: Mapping[str, float] | None) -> None:
+                if row is None:
+                    bar.update(task, completed=step)
+                else:
+                    bar.update(task, completed=step, figures=_figures(row))
+
+            yield move
+    else:
+        yield _occasional_lines(console, total)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+        console=console,
+    )
+
+
+def _occasional_lines(console: Console, total: int) -> Show:
+    last = time.monotonic()
+
+    def say(step: int, row: Mapping[str, float] | None) -> None:
+        nonlocal last
+        if row is not None and (time.monotonic() - last > SECONDS_BETWEEN_LINES or step == total):
+            last = time.monotonic()
+            console.print(f"step {step}/{total}  {_figures(row)}", soft_wrap=True, highlight=False)
+
+    return say
+
+
+def _figures(row: Mapping[str, float]) -> str:
+    shown = {name: value for name, value in row.items() if name == "loss" or name.startswith("accuracy")}
+    return "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
