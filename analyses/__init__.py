@@ -1,0 +1,53 @@
+"""Take a model apart: ablations, attributions, attention scores, associative memories, comparisons, reports."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from analyses.ablation import ablate, ablate_heads, ablate_layers, ablate_mlps
+    from analyses.attention_patterns import score_attention_patterns
+    from analyses.attribution import attribute_heads
+    from analyses.comparison import compare_predictors
+    from analyses.memory import memory_recall
+    from analyses.memory_heads import circuit_recall
+    from analyses.memory_readouts import recall_readouts
+    from analyses.report import write_report
+
+_HOMES = {
+    "ablate": "ablation",
+    "ablate_heads": "ablation",
+    "ablate_layers": "ablation",
+    "ablate_mlps": "ablation",
+    "attribute_heads": "attribution",
+    "circuit_recall": "memory_heads",
+    "compare_predictors": "comparison",
+    "memory_recall": "memory",
+    "recall_readouts": "memory_readouts",
+    "score_attention_patterns": "attention_patterns",
+    "write_report": "report",
+}
+
+__all__ = [
+    "ablate",
+    "ablate_heads",
+    "ablate_layers",
+    "ablate_mlps",
+    "attribute_heads",
+    "circuit_recall",
+    "compare_predictors",
+    "memory_recall",
+    "recall_readouts",
+    "score_attention_patterns",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that ``import analyses`` costs nothing."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"analyses.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'analyses' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,222 @@
+"""What happens to the model when a head, an MLP, a layer or any set of sites is taken away."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import pandas as pd
+import plotly.graph_objects as go
+from torch import Tensor
+
+from analyses.figures import effect_figure
+from analyses.metrics import Group, Metric, MetricLike, as_metrics, groups
+from analyses.references import MeanOver, derangement, mean_activations, site_activations
+from analyses.result import Result, notes_on_intervals
+from analyses.sweep import EditOfRows, SweepOutcome, sweep
+from interp.hooked_model import HookedModel
+from interp.interventions import Edit, Receipt, Replace, Zero
+from interp.sites import Site, SiteLike
+from tasks.errors import InputError
+from tasks.prompts import Prompts
+
+Method = Literal["zero", "mean", "resample"]
+Target = tuple[Site, ...]
+"""The sites that are ablated together."""
+
+
+@dataclass(frozen=True, eq=False)
+class AblationResult(Result):
+    """Effects of ablations: ``delta`` is the metric after minus before.
+
+    Columns: layer, head (missing for what is no single head), component, metric, the label split by (if any),
+    baseline, ablated, delta, ci_low, ci_high (of delta, over prompts, paired), n_prompts, and the ablated value
+    once more under its metric's own name.
+    """
+
+    receipts: tuple[tuple[Receipt, ...], ...] = field(default=())
+    """Per ablation, one receipt for each of its sites."""
+
+    @property
+    def name(self) -> str:
+        """Short name, used for files."""
+        return "ablation"
+
+    def plot(self) -> go.Figure:
+        """Effect of each ablation with its interval, one panel per metric."""
+        return effect_figure(self.frame, value="delta", title=self.title, by=self.settings.get("by"))
+
+
+def ablate_heads(model: HookedModel, prompts: Prompts, **how: Any) -> AblationResult:
+    """How much worse the model gets without each head: one row per head. Arguments as for ``ablate``.
+
+    >>> from interp import HookedTransformer, HookedTransformerConfig
+    >>> model = HookedTransformer(HookedTransformerConfig(n_layers=2, d_model=8, n_ctx=6, d_vocab=5, attn_only=True))
+    >>> prompts = Prompts.from_tensors(torch.randint(5, (20, 6), generator=torch.Generator().manual_seed(0)))
+    >>> ablate_heads(model, prompts, method="zero").frame["component"].tolist()
+    ['L0H0', 'L1H0']
+    """
+    heads = [Site(layer, "z", head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
+    return ablate(model, prompts, heads, **how)
+
+
+def ablate_mlps(model: HookedModel, prompts: Prompts, **how: Any) -> AblationResult:
+    """How much worse the model gets without each feed-forward part. Arguments as for ``ablate``.
+
+    Raises:
+        InputError: the model has none; and as for ``ablate``.
+    """
+    mlps = [site for layer in range(model.cfg.n_layers) if (site := Site(layer, "mlp")).hook_name in model.hook_dict]
+    if not mlps:
+        raise InputError("the model has no feed-forward part in any layer: ablate heads or layers instead")
+    return ablate(model, prompts, mlps, **how)
+
+
+def ablate_layers(model: HookedModel, prompts: Prompts, **how: Any) -> AblationResult:
+    """How much worse the model gets without each whole layer (attention and MLP). Arguments as for ``ablate``."""
+    layers = [
+        tuple(site for part in ("attn", "mlp") if (site := Site(layer, part)).hook_name in model.hook_dict)
+        for layer in range(model.cfg.n_layers)
+    ]
+    return ablate(model, prompts, layers, **how)
+
+
+def ablate(
+    model: HookedModel,
+    prompts: Prompts,
+    sites: Iterable[SiteLike | Sequence[SiteLike]],
+    *,
+    method: Method = "mean",
+    metric: MetricLike | Sequence[MetricLike] = "loss",
+    by: str | None = None,
+    reference: Prompts | None = None,
+    over: MeanOver = "batch",
+    seed: int = 0,
+    confidence: float = 0.95,
+    batch_size: int = 512,
+) -> AblationResult:
+    """What each ablation does to the metric, with intervals over prompts (paired: same prompts in both arms).
+
+    Args:
+        sites: what to ablate, one after the other; a list or tuple of sites within it is ablated together.
+        method: "zero" writes zeros; "mean" the mean over ``reference`` prompts (default: the prompts themselves),
+            per position (``over="batch"``) or one for all positions (``over="batch_pos"``); "resample" the
+            activation of another reference prompt, by a derangement drawn with ``seed``.
+        metric: one of "loss", "accuracy", "logit_diff", "prob", "kl", a function (outputs, prompts) -> [batch], or
+            several of them.
+        by: a label of the prompts that splits the effect, e.g. "segment".
+
+    Raises:
+        InputError: a site, method, metric or label that does not exist, no prompts, or reference prompts that
+            cannot serve.
+    """
+    targets = [_target(model, sites_together) for sites_together in sites]
+    if not targets:
+        raise InputError("sites is empty: name at least one site, L1H0 say")
+    if not len(prompts):
+        raise InputError("prompts holds 0 prompts: sample some")
+    metrics, parts = as_metrics(metric), list(groups(prompts, by))
+    edits = _edits(model, prompts, targets, method, reference, over, seed, batch_size)
+    plans = [{site: edits[site] for site in target} for target in targets]
+    outcome = sweep(model, prompts, plans, metrics, parts, batch_size=batch_size, confidence=confidence, seed=seed)
+    settings = {
+        "method": method,
+        "over": over if method == "mean" else None,
+        "reference_seed": (reference or prompts).seed if method != "zero" else None,
+        "by": by,
+        "seed": seed,
+        "confidence": confidence,
+        "n_prompts": len(prompts),
+        "prompts_seed": prompts.seed,
+    }
+    frame = _frame(outcome, targets, metrics, parts, by)
+    title = f"Effect of {method}-ablation on {' and '.join(one.name for one in metrics)}"
+    return AblationResult(frame, title, settings, notes_on_intervals(frame), receipts=outcome.receipts)
+
+
+def _target(model: HookedModel, together: SiteLike | Sequence[SiteLike]) -> Target:
+    several = isinstance(together, list) or (
+        isinstance(together, tuple) and not (len(together) == 2 and isinstance(together[1], int))
+    )
+    target = tuple(Site.parse(site) for site in together) if several else (Site.parse(together),)  # pyright: ignore
+    if not target:
+        raise InputError("a set of sites is empty: name at least one site, L1H0 say")
+    for site in target:
+        site.check(model.cfg.n_layers, model.cfg.n_heads)
+        if site.hook_name not in model.hook_dict:
+            raise InputError(f"{site} does not exist: the model has no hook point {site.hook_name}")
+    return target
+
+
+def _edits(
+    model: HookedModel,
+    prompts: Prompts,
+    targets: Sequence[Target],
+    method: Method,
+    reference: Prompts | None,
+    over: MeanOver,
+    seed: int,
+    batch_size: int,
+) -> dict[Site, EditOfRows]:
+    sites = sorted({site for target in targets for site in target}, key=str)
+    if method == "zero":
+        if reference is not None:
+            raise InputError("method = 'zero' takes no reference prompts: drop reference=")
+        return dict.fromkeys(sites, partial(_constant, Zero()))
+    source = prompts if reference is None else reference
+    if source.targets.shape[1] != prompts.targets.shape[1]:
+        raise InputError(
+            f"reference has {source.targets.shape[1]} positions, the prompts {prompts.targets.shape[1]}: "
+            "activations are compared position by position"
+        )
+    if method == "mean":
+        means = mean_activations(model, source, sites, over, batch_size)
+        return {site: partial(_constant, Replace(mean)) for site, mean in means.items()}
+    if method == "resample":
+        if len(source) != len(prompts):
+            raise InputError(f"reference has {len(source)} prompts where {len(prompts)} are needed, one for each")
+        order = derangement(len(source), seed)
+        activations = site_activations(model, source, sites, batch_size)
+        return {site: partial(_rows_of, activation[order]) for site, activation in activations.items()}
+    raise InputError(f"method = {method!r} is unknown: choose 'zero', 'mean' or 'resample'")
+
+
+def _constant(edit: Edit, _rows: slice) -> Edit:
+    return edit
+
+
+def _rows_of(values: Tensor, rows: slice) -> Edit:
+    return Replace(values[rows])
+
+
+def _frame(
+    outcome: SweepOutcome, targets: Sequence[Target], metrics: Sequence[Metric], parts: Sequence[Group], by: str | None
+) -> pd.DataFrame:
+    """One row per ablation, metric and group."""
+    rows = []
+    for target, effect in zip(targets, outcome.effects, strict=True):
+        kinds = ((metric, group) for metric in metrics for group in parts)
+        for k, (metric, group) in enumerate(kinds):
+            ablated = outcome.baseline[k] + effect.estimate[k]
+            row: dict[str, Any] = {
+                "layer": target[0].layer,
+                "head": target[0].head if len(target) == 1 else None,
+                "component": _component(target),
+                "metric": metric.name,
+            }
+            if by is not None:
+                row[by] = group.value
+            row |= {"baseline": outcome.baseline[k], "ablated": ablated, "delta": effect.estimate[k]}
+            row |= {"ci_low": effect.low[k], "ci_high": effect.high[k], "n_prompts": int(outcome.n_prompts[k])}
+            row[metric.name] = ablated
+            rows.append(row)
+    frame = pd.DataFrame(rows)
+    frame["head"] = frame["head"].astype("Int64")
+    return frame
+
+
+def _component(target: Target) -> str:
+    layers = {site.layer for site in target}
+    if len(target) > 1 and len(layers) == 1 and all(site.component in ("attn", "mlp") for site in target):
+        return f"L{target[0].layer}"
+    return "+".join(str(site) for site in target)

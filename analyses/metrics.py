@@ -1,0 +1,130 @@
+"""How an output is judged: named metrics and one's own, in all or by the values of a label."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tasks.errors import InputError
+from tasks.prompts import Prompts
+
+Outputs = Float[Tensor, "batch pos *d_out"]
+OwnMetric = Callable[[Outputs, Prompts], Float[Tensor, "batch"]]
+MetricLike = Literal["loss", "accuracy", "logit_diff", "prob", "kl"] | OwnMetric
+SumsAndCounts = tuple[Tensor, Tensor]
+"""Sum over scored positions and their number, each [batch]; an estimate is the ratio of their totals."""
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """A metric with a name; called with outputs, prompts and the clean outputs of the same prompts."""
+
+    name: str
+    measure: Callable[[Outputs, Prompts, Outputs], SumsAndCounts]
+
+    @classmethod
+    def of(cls, metric: MetricLike) -> "Metric":
+        """A metric by name, or from a function ``(outputs, prompts) -> [batch]`` of one's own.
+
+        Raises:
+            InputError: no metric has that name.
+        """
+        if isinstance(metric, str):
+            if metric not in _NAMED:
+                raise InputError(f"metric = {metric!r} is unknown: choose {', '.join(_NAMED)} or give a function")
+            return cls(metric, _NAMED[metric])
+        if not callable(metric):
+            raise InputError(f"metric = {metric!r} is neither a name nor a function (outputs, prompts) -> [batch]")
+        return cls(getattr(metric, "__name__", "own metric"), _own(metric))
+
+
+def as_metrics(metric: MetricLike | Sequence[MetricLike]) -> list[Metric]:
+    """One metric or several, each once."""
+    several = metric if isinstance(metric, Sequence) and not isinstance(metric, str) else [metric]
+    return [Metric.of(one) for one in several]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The scored positions that share a value of a label (or all of them), with the value in words."""
+
+    value: Any
+    mask: Bool[Tensor, "batch pos"] | None
+
+    def of(self, prompts: Prompts) -> Prompts:
+        """The prompts, judged on this group only."""
+        return prompts if self.mask is None else prompts.score_only(self.mask)
+
+
+def groups(prompts: Prompts, by: str | None) -> Iterator[Group]:
+    """The groups of scored positions that ``by`` makes; one group of everything if it is None.
+
+    Raises:
+        InputError: the prompts have no such label (the message lists those they have).
+    """
+    if by is None:
+        yield Group("all", None)
+        return
+    if by not in prompts.labels:
+        raise InputError(f"by = {by!r} is no label of these prompts: choose {', '.join(prompts.labels) or 'none'}")
+    label = prompts.labels[by]
+    names = prompts.label_names.get(by)
+    for value in label[prompts.scored].unique().tolist():
+        yield Group(names[value] if names else value, label == value)
+
+
+def _loss(outputs: Outputs, prompts: Prompts, _clean: Outputs) -> SumsAndCounts:
+    return prompts.loss(outputs)
+
+
+def _accuracy(outputs: Outputs, prompts: Prompts, _clean: Outputs) -> SumsAndCounts:
+    return prompts.accuracy(outputs)
+
+
+def _logit_diff(outputs: Outputs, prompts: Prompts, _clean: Outputs) -> SumsAndCounts:
+    if prompts.wrong is None:
+        raise InputError("metric = 'logit_diff' needs a wrong answer to compare with: give the prompts wrong=")
+    return _summed(_picked(outputs, prompts.targets) - _picked(outputs, prompts.wrong), prompts)
+
+
+def _prob(outputs: Outputs, prompts: Prompts, _clean: Outputs) -> SumsAndCounts:
+    return _summed(_picked(outputs.softmax(dim=-1), prompts.targets), prompts)
+
+
+def _kl(outputs: Outputs, prompts: Prompts, clean: Outputs) -> SumsAndCounts:
+    log_p, log_q = clean.log_softmax(dim=-1), outputs.log_softmax(dim=-1)
+    return _summed((log_p.exp() * (log_p - log_q)).sum(dim=-1), prompts)
+
+
+def _own(metric: OwnMetric) -> Callable[[Outputs, Prompts, Outputs], SumsAndCounts]:
+    def measure(outputs: Outputs, prompts: Prompts, _clean: Outputs) -> SumsAndCounts:
+        values = metric(outputs, prompts)
+        if not isinstance(values, Tensor) or values.shape != (len(prompts),):
+            got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise InputError(f"the metric returned {got}: return one value per prompt, [{len(prompts)}]")
+        return values, torch.ones_like(values)
+
+    return measure
+
+
+def _picked(per_token: Float[Tensor, "batch pos vocab"], tokens: Tensor) -> Float[Tensor, "batch pos"]:
+    if tokens.is_floating_point():
+        raise InputError("this metric needs token targets: these prompts have real-valued ones, use 'loss'")
+    return per_token.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def _summed(values: Float[Tensor, "batch pos"], prompts: Prompts) -> SumsAndCounts:
+    # where, not multiplication: an infinity at a position that nobody scores must not spread
+    return torch.where(prompts.scored, values, 0.0).sum(dim=1), prompts.scored.sum(dim=1)
+
+
+_NAMED: dict[str, Callable[[Outputs, Prompts, Outputs], SumsAndCounts]] = {
+    "loss": _loss,
+    "accuracy": _accuracy,
+    "logit_diff": _logit_diff,
+    "prob": _prob,
+    "kl": _kl,
+}

@@ -1,0 +1,103 @@
+"""Many interventions on the same prompts: the clean prefix is computed once and shared by all that edit behind it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from torch import Tensor
+
+from analyses.metrics import Group, Metric
+from interp.hooked_model import HookedModel
+from interp.interventions import Edit, Intervention, Receipt, intervene
+from interp.sites import Site
+from interp.statistics import Interval, ratio_interval
+from tasks.prompts import Prompts
+
+EditOfRows = Callable[[slice], Edit]
+"""The edit for a batch, given which of the prompts are in it."""
+Plan = Mapping[Site, EditOfRows]
+"""Edits that are made together."""
+
+
+@dataclass(frozen=True, eq=False)
+class SweepOutcome:
+    """What a sweep measured. A quantity is a pair of metric and group; metrics vary slowest."""
+
+    baseline: Float[ndarray, "quantity"]
+    effects: tuple[Interval, ...]
+    """Per plan, the metric after minus before, [quantity]."""
+    n_prompts: Int[ndarray, "quantity"]
+    """How many prompts score anything there."""
+    receipts: tuple[tuple[Receipt, ...], ...]
+
+
+def sweep(
+    model: HookedModel,
+    prompts: Prompts,
+    plans: Sequence[Plan],
+    metrics: Sequence[Metric],
+    parts: Sequence[Group],
+    *,
+    batch_size: int,
+    confidence: float,
+    seed: int,
+) -> SweepOutcome:
+    """Measure every plan on every prompt, against the clean model on the same prompts.
+
+    Each batch runs clean once; a plan then runs from the first layer it edits, on the clean residual stream
+    before that layer, which gives exactly the numbers of a full pass.
+
+    Raises:
+        InputError: an intervention that did not fire, or a metric that is not finite.
+    """
+    clean, counts, edited = [], [], [[] for _ in plans]
+    receipts = [[Receipt(site) for site in plan] for plan in plans]
+    firsts = [min(site.layer for site in plan) for plan in plans]
+    with torch.no_grad():
+        for start in range(0, len(prompts), batch_size):
+            rows = slice(start, start + batch_size)
+            batch = prompts[rows]
+            of_batch = [Group(part.value, None if part.mask is None else part.mask[rows]) for part in parts]
+            outputs, residuals = _clean_pass(model, batch, set(firsts))
+            sums, count = _measured(metrics, of_batch, outputs, batch, outputs)
+            clean.append(sums)
+            counts.append(count)
+            for plan, first, total, kept in zip(plans, firsts, receipts, edited, strict=True):
+                with intervene(model, [Intervention(site, edit(rows)) for site, edit in plan.items()]) as fired:
+                    outputs_edited = model(residuals[first], start_at_layer=first)
+                kept.append(_measured(metrics, of_batch, outputs_edited, batch, outputs)[0])
+                for sum_of_receipts, receipt in zip(total, fired, strict=True):
+                    sum_of_receipts.add(receipt)
+    before, count = np.concatenate(clean), np.concatenate(counts)
+    effects = tuple(
+        ratio_interval(np.concatenate(after) - before, count, confidence=confidence, seed=seed) for after in edited
+    )
+    with np.errstate(invalid="ignore"):
+        baseline = before.sum(axis=0) / count.sum(axis=0)
+    return SweepOutcome(baseline, effects, (count > 0).sum(axis=0), tuple(tuple(each) for each in receipts))
+
+
+def _clean_pass(model: HookedModel, batch: Prompts, layers: set[int]) -> tuple[Tensor, dict[int, Tensor]]:
+    residuals: dict[int, Tensor] = {}
+
+    def keep(layer: int):
+        def observe(resid: Tensor, hook) -> None:  # noqa: ARG001 — TransformerLens' call
+            residuals[layer] = resid.detach().clone()
+
+        return observe
+
+    with model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_resid_pre", keep(layer)) for layer in layers]):
+        return model(batch.inputs), residuals
+
+
+def _measured(
+    metrics: Sequence[Metric], parts: Sequence[Group], outputs: Tensor, batch: Prompts, clean: Tensor
+) -> tuple[Float[ndarray, "batch quantity"], Float[ndarray, "batch quantity"]]:
+    """Sums and counts of every metric on every group."""
+    measured = [metric.measure(outputs, part.of(batch), clean) for metric in metrics for part in parts]
+    sums = torch.stack([one.double() for one, _ in measured], dim=1)
+    counts = torch.stack([count.double() for _, count in measured], dim=1)
+    return sums.cpu().numpy(), counts.cpu().numpy()
