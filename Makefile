@@ -1,0 +1,61 @@
+# make demo and make test set up everything they need; see the README.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+TYPED := --jaxtyping-packages=interp,tasks,analyses,beartype.beartype
+DEMO_OUT ?= demo
+
+.PHONY: demo test test-all check parity bench docs clean
+
+demo: $(VENV)/runtime
+	$(BIN)/interp demo --out $(DEMO_OUT)
+
+# Refused arguments must reach the project's own messages, so their tests run without run-time type checks.
+test: $(VENV)/dev
+	$(BIN)/python -m pytest $(TYPED) -m "not slow and not refusal"
+	$(BIN)/python -m pytest -m "not slow and refusal"
+
+test-all: $(VENV)/dev
+	$(BIN)/python -m pytest $(TYPED) -m "not refusal"
+	$(BIN)/python -m pytest -m refusal
+	$(MAKE) parity
+
+check: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest --doctest-modules interp tasks analyses -q
+
+# The last TransformerLens that has its own HookedTransformer, in an environment of its own.
+parity: .venv-parity/ready
+	.venv-parity/bin/python -m pytest -m parity
+
+bench: $(VENV)/dev
+	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed, $(PYTHON) is older: say make PYTHON=python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch is installed first and by its exact version, so that nothing else chooses another build of it.
+$(VENV)/runtime: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -c constraints.txt torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+	$(PIP) -c constraints.txt -e .
+	touch $@
+
+$(VENV)/dev: $(VENV)/runtime
+	$(PIP) -c constraints.txt -e ".[dev]"
+	touch $@
+
+.venv-parity/ready: pyproject.toml constraints.txt
+	test -x .venv-parity/bin/python || $(PYTHON) -m venv .venv-parity
+	grep -v '^transformer-lens==' constraints.txt > .venv-parity/constraints.txt
+	.venv-parity/bin/python -m pip --disable-pip-version-check install --quiet -c .venv-parity/constraints.txt torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+	.venv-parity/bin/python -m pip --disable-pip-version-check install --quiet -c .venv-parity/constraints.txt transformer-lens==3.9.0 -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .venv-parity
