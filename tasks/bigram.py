@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -267,7 +267,7 @@ class BigramICL:
         return {STATISTICS_FILE: self.stats.to_csv()}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], files: Mapping[str, bytes]) -> Self:
+    def from_config(cls, config: Mapping[str, Any], files: Mapping[str, bytes]) -> "BigramICL":
         """The task that ``config()`` and ``files()`` described; without ``bigrams.csv``, on the embedded corpus.
 
         Raises:

@@ -21,6 +21,8 @@ from tasks.errors import InputError
 from tasks.prompts import Prompts, Seed
 
 FLOOR = 1e-8
+BLOCK = 1024
+SMOOTHING = 4
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,13 @@ class GlobalBigram:
 class CurrentToken:
     """The best predictor that sees only z_t: chance, for the positions that the task scores.
 
-    Fixed triggers: π_b(.|z_t) off triggers. At triggers p = P(target | z_t, scored): the law of outputs, but weighted by
-    how often an output lets its trigger come again (an output that leads back to the trigger is scored more often;
-    with repeats allowed "the same token again" is the best guess by far). That weighting has no closed form, so it is
-    counted in ``n_prompts`` prompts of the task's own, smoothed by the law of outputs with ``vocab`` pseudo-counts.
-    Random triggers: every row is counted so, smoothed by r_i law(.|i) + (1 - r_i) π_b(.|i), where r_i is the
-    probability that token i is a trigger.
+    p = P(target | z_t = i, position scored) = a_i g_i + (1 - a_i) π_b(.|i), where a_i is the share of i's scored
+    positions at which it is a trigger (0 or 1 if triggers are fixed), and g_i is the law of outputs weighted by how
+    often an output lets its trigger come again, g_i(v) ∝ law(v|i) m_i(v): an output that leads back to the trigger is
+    scored more often, and with repeats allowed "the same token again" is by far the best guess. a_i and m_i, the mean
+    number of scored occurrences in prompts where i has the output v, have no closed form: they are counted in
+    ``n_prompts`` prompts that the task draws from ``seed``. m_i(v) is smoothed by SMOOTHING prompts of the mean over
+    v; a token that is never scored has a_i = P(i is a trigger) and m_i = 1.
 
     >>> task = BigramICL(seq_len=8)
     >>> CurrentToken(task, n_prompts=64)(task.sample(2, seed=0)).shape
@@ -56,7 +59,7 @@ class CurrentToken:
     """
 
     task: BigramICL
-    n_prompts: int = 8192
+    n_prompts: int = 16384
     seed: Seed = 0
 
     def __call__(self, prompts: Prompts) -> Float[Tensor, "batch pos vocab"]:
@@ -66,14 +69,27 @@ class CurrentToken:
     @cached_property
     def table(self) -> Float[np.ndarray, "vocab vocab"]:
         """Row i: the distribution predicted after token i."""
-        task = self.task
-        rate = trigger_probabilities(task)[:, None]
-        prior = rate * task.output_law + (1 - rate) * task.stats.bigram
-        own = task.sample(self.n_prompts, seed=self.seed)
-        pairs = own.inputs[own.scored] * task.d_vocab + own.targets[own.scored]
-        counts = torch.bincount(pairs, minlength=task.d_vocab**2).numpy().reshape(task.d_vocab, task.d_vocab)
-        counted = counts + task.d_vocab * prior
-        return np.where(rate > 0, counted / counted.sum(axis=1, keepdims=True), prior)
+        task, size = self.task, self.task.d_vocab
+        firsts, triggers, others = (np.zeros((size, size)) for _ in range(3))
+        for start in range(0, self.n_prompts, BLOCK):
+            own = task.sample(min(BLOCK, self.n_prompts - start), seed=(*_parts_of(self.seed), start))
+            pair = own.inputs * size + own.targets
+            trigger = own.labels["trigger"]
+            for counts, where in (
+                (firsts, own.labels["occurrence"] == 1),
+                (triggers, own.scored & trigger),
+                (others, own.scored & ~trigger),
+            ):
+                counts += pair[where].bincount(minlength=size * size).reshape(size, size).numpy()
+
+        n_triggers, n_others = triggers.sum(axis=1), others.sum(axis=1)
+        mean = n_triggers / np.maximum(firsts.sum(axis=1), 1)
+        mean = np.where(mean > 0, mean, 1)[:, None]
+        law = task.output_law * (triggers + SMOOTHING * mean) / (firsts + SMOOTHING)
+        law /= np.maximum(law.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+        scored = n_triggers + n_others
+        share = np.where(scored > 0, n_triggers / np.maximum(scored, 1), trigger_probabilities(task))[:, None]
+        return share * law + (1 - share) * task.stats.bigram
 
 
 @dataclass(frozen=True)
@@ -82,8 +98,9 @@ class InContextUnigram:
 
     Let c_v be the count of token v among z_1 … z_t and e_v = t π_u(v) its expectation. A token's evidence of being
     over-represented is s_v = c_v log(c_v / e_v) - (c_v - e_v) if c_v > e_v, else 0: the Poisson log-likelihood
-    ratio of its own rate against π_u. The boosted token is guessed as softmax(s), and
-    p = r softmax(s) + (1 - r) π_b(.|z_t), where r is the probability that z_t is a trigger (0 or 1 if they are fixed).
+    ratio of its own rate against π_u. The output is guessed as the most over-represented token,
+    g = (s + law(.|z_t)) / (Σ_v s_v + 1), with one nat of the law of outputs as a prior, and
+    p = r g + (1 - r) π_b(.|z_t), where r is the probability that z_t is a trigger (0 or 1 if they are fixed).
 
     >>> task = BigramICL(seq_len=8)
     >>> InContextUnigram(task)(task.sample(2, seed=0)).shape
@@ -94,9 +111,11 @@ class InContextUnigram:
 
     def __call__(self, prompts: Prompts) -> Float[Tensor, "batch pos vocab"]:
         inputs = _inputs_of(prompts, self.task)
-        boosted = over_representation(inputs, _tensor(self.task.stats.unigram, inputs)).softmax(dim=-1)
+        evidence = over_representation(inputs, _tensor(self.task.stats.unigram, inputs))
+        law = _tensor(self.task.output_law, inputs)[inputs]
+        guess = (evidence + law) / (evidence.sum(dim=-1, keepdim=True) + 1)
         rate = _tensor(trigger_probabilities(self.task), inputs)[inputs][..., None]
-        return _log_floored(torch.lerp(_tensor(self.task.stats.bigram, inputs)[inputs], boosted, rate))
+        return _log_floored(torch.lerp(_tensor(self.task.stats.bigram, inputs)[inputs], guess, rate))
 
 
 @dataclass(frozen=True)
@@ -132,7 +151,10 @@ class BayesOptimal:
 
     Fixed triggers: r is 0 or 1, and this is exact, since the outputs are independent. Random triggers: r is the exact
     probability of being drawn, but tokens are treated as triggers independently of each other, though there are
-    exactly K. Against the exact posterior, by enumeration of all ordered trigger draws: SEE_MEASURED.
+    exactly K. Against the exact posterior, by enumeration of every prompt of 5 tokens, every trigger draw and all
+    outputs (2 random triggers): the expected loss is at most 0.0093 nats above the optimum at every position with a
+    vocabulary of 4 tokens, and 0.0058 nats with 6; in single, unlikely prompts a probability is off by up to 0.64.
+    Not measured for larger vocabularies, where the draws depend on each other less.
 
     >>> task = BigramICL(seq_len=8)
     >>> BayesOptimal(task)(task.sample(2, seed=0)).shape
@@ -178,7 +200,7 @@ def over_representation(
     count = F.one_hot(inputs, len(unigram)).float().cumsum(dim=1)
     expected = torch.arange(1, inputs.shape[1] + 1, device=inputs.device)[:, None] * unigram
     evidence = torch.xlogy(count, count / expected) - (count - expected)
-    return torch.where(count > expected, evidence, 0.0)
+    return torch.where(count > expected, evidence.clamp(min=0), 0.0)  # rounding can make it negative
 
 
 def followers(
@@ -210,6 +232,10 @@ def _inputs_of(prompts: Prompts, task: BigramICL) -> Int[Tensor, "batch pos"]:
     if prompts.inputs.is_floating_point() or prompts.vocab not in (None, task.stats.vocab):
         raise InputError("the prompts have another vocabulary than the task: give the predictor the prompts' own task")
     return prompts.inputs
+
+
+def _parts_of(seed: Seed) -> tuple[int, ...]:
+    return seed if isinstance(seed, tuple) else (seed,)
 
 
 def _tensor(table: np.ndarray, like: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from functools import cache, cached_property
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -84,7 +83,7 @@ class BigramStatistics:
         return _embedded_statistics()
 
     @classmethod
-    def from_text(cls, text: str, *, source: str = "the text") -> Self:
+    def from_text(cls, text: str, *, source: str = "the text") -> "BigramStatistics":
         """Count the pairs of neighbouring characters (code points); ``source`` names the text in messages.
 
         Raises:
@@ -104,7 +103,7 @@ class BigramStatistics:
         return cls._from_pairs(Counter(pairwise(text)))
 
     @classmethod
-    def from_file(cls, path: str | Path) -> Self:
+    def from_file(cls, path: str | Path) -> "BigramStatistics":
         r"""Count the pairs of neighbouring characters of a UTF-8 text file.
 
         A byte-order mark is dropped and every line end counts as "\n", so that a text means the same
@@ -117,7 +116,7 @@ class BigramStatistics:
         return cls.from_text(text.replace("\r\n", "\n").replace("\r", "\n"), source=str(path))
 
     @classmethod
-    def from_counts(cls, path: str | Path) -> Self:
+    def from_counts(cls, path: str | Path) -> "BigramStatistics":
         """Read a table of pair counts: a CSV file with the header first,second,count.
 
         Tokens are strings of one or more characters, quoted where CSV asks for it. A pair that is not listed, or
@@ -129,7 +128,7 @@ class BigramStatistics:
         return cls.from_csv(_read(path), source=str(path))
 
     @classmethod
-    def from_csv(cls, data: bytes, *, source: str = "the table") -> Self:
+    def from_csv(cls, data: bytes, *, source: str = "the table") -> "BigramStatistics":
         r"""The statistics that ``to_csv`` wrote; ``source`` names the table in messages.
 
         Raises:
@@ -164,7 +163,7 @@ class BigramStatistics:
         return cls._from_pairs(pairs)
 
     @classmethod
-    def _from_pairs(cls, pairs: Mapping[tuple[str, str], int]) -> Self:
+    def _from_pairs(cls, pairs: Mapping[tuple[str, str], int]) -> "BigramStatistics":
         vocab = tuple(sorted({token for pair in pairs for token in pair}))
         index = {token: i for i, token in enumerate(vocab)}
         counts = np.zeros((len(vocab), len(vocab)), dtype=np.int64)
