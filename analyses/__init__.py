@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from analyses.attention_patterns import score_attention_patterns
     from analyses.attribution import attribute_heads
     from analyses.comparison import compare_predictors
+    from analyses.interaction import ablate_pairs
     from analyses.memory import memory_recall
     from analyses.memory_heads import circuit_recall
     from analyses.memory_readouts import recall_readouts
@@ -18,6 +19,7 @@ _HOMES = {
     "ablate_heads": "ablation",
     "ablate_layers": "ablation",
     "ablate_mlps": "ablation",
+    "ablate_pairs": "interaction",
     "attribute_heads": "attribution",
     "circuit_recall": "memory_heads",
     "compare_predictors": "comparison",
@@ -32,6 +34,7 @@ __all__ = [
     "ablate_heads",
     "ablate_layers",
     "ablate_mlps",
+    "ablate_pairs",
     "attribute_heads",
     "circuit_recall",
     "compare_predictors",

@@ -2,27 +2,21 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from torch import Tensor
 
 from analyses.figures import effect_figure
 from analyses.metrics import Group, Metric, MetricLike, as_metrics, groups
-from analyses.references import MeanOver, derangement, mean_activations, site_activations
+from analyses.references import MeanOver, Method, Target, ablation_edits
 from analyses.result import Result, notes_on_intervals
-from analyses.sweep import EditOfRows, SweepOutcome, sweep
+from analyses.sweep import SweepOutcome, sweep
 from interp.hooked_model import HookedModel
-from interp.interventions import Edit, Receipt, Replace, Zero
+from interp.interventions import Receipt
 from interp.sites import Site, SiteLike
 from tasks.errors import InputError
 from tasks.prompts import Prompts
-
-Method = Literal["zero", "mean", "resample"]
-Target = tuple[Site, ...]
-"""The sites that are ablated together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +44,7 @@ class AblationResult(Result):
 def ablate_heads(model: HookedModel, prompts: Prompts, **how: Any) -> AblationResult:
     """How much worse the model gets without each head: one row per head. Arguments as for ``ablate``.
 
+    >>> import torch
     >>> from interp import HookedTransformer, HookedTransformerConfig
     >>> model = HookedTransformer(HookedTransformerConfig(n_layers=2, d_model=8, n_ctx=6, d_vocab=5, attn_only=True))
     >>> prompts = Prompts.from_tensors(torch.randint(5, (20, 6), generator=torch.Generator().manual_seed(0)))
@@ -110,13 +105,15 @@ def ablate(
         InputError: a site, method, metric or label that does not exist, no prompts, or reference prompts that
             cannot serve.
     """
-    targets = [_target(model, sites_together) for sites_together in sites]
+    targets = [as_target(model, sites_together) for sites_together in sites]
     if not targets:
         raise InputError("sites is empty: name at least one site, L1H0 say")
     if not len(prompts):
         raise InputError("prompts holds 0 prompts: sample some")
     metrics, parts = as_metrics(metric), list(groups(prompts, by))
-    edits = _edits(model, prompts, targets, method, reference, over, seed, batch_size)
+    edits = ablation_edits(
+        model, prompts, targets, method, reference=reference, over=over, seed=seed, batch_size=batch_size
+    )
     plans = [{site: edits[site] for site in target} for target in targets]
     outcome = sweep(model, prompts, plans, metrics, parts, batch_size=batch_size, confidence=confidence, seed=seed)
     settings = {
@@ -134,7 +131,8 @@ def ablate(
     return AblationResult(frame, title, settings, notes_on_intervals(frame), receipts=outcome.receipts)
 
 
-def _target(model: HookedModel, together: SiteLike | Sequence[SiteLike]) -> Target:
+def as_target(model: HookedModel, together: SiteLike | Sequence[SiteLike]) -> Target:
+    """The sites that are ablated together, checked against the model."""
     several = isinstance(together, list) or (
         isinstance(together, tuple) and not (len(together) == 2 and isinstance(together[1], int))
     )
@@ -146,47 +144,6 @@ def _target(model: HookedModel, together: SiteLike | Sequence[SiteLike]) -> Targ
         if site.hook_name not in model.hook_dict:
             raise InputError(f"{site} does not exist: the model has no hook point {site.hook_name}")
     return target
-
-
-def _edits(
-    model: HookedModel,
-    prompts: Prompts,
-    targets: Sequence[Target],
-    method: Method,
-    reference: Prompts | None,
-    over: MeanOver,
-    seed: int,
-    batch_size: int,
-) -> dict[Site, EditOfRows]:
-    sites = sorted({site for target in targets for site in target}, key=str)
-    if method == "zero":
-        if reference is not None:
-            raise InputError("method = 'zero' takes no reference prompts: drop reference=")
-        return dict.fromkeys(sites, partial(_constant, Zero()))
-    source = prompts if reference is None else reference
-    if source.targets.shape[1] != prompts.targets.shape[1]:
-        raise InputError(
-            f"reference has {source.targets.shape[1]} positions, the prompts {prompts.targets.shape[1]}: "
-            "activations are compared position by position"
-        )
-    if method == "mean":
-        means = mean_activations(model, source, sites, over, batch_size)
-        return {site: partial(_constant, Replace(mean)) for site, mean in means.items()}
-    if method == "resample":
-        if len(source) != len(prompts):
-            raise InputError(f"reference has {len(source)} prompts where {len(prompts)} are needed, one for each")
-        order = derangement(len(source), seed)
-        activations = site_activations(model, source, sites, batch_size)
-        return {site: partial(_rows_of, activation[order]) for site, activation in activations.items()}
-    raise InputError(f"method = {method!r} is unknown: choose 'zero', 'mean' or 'resample'")
-
-
-def _constant(edit: Edit, _rows: slice) -> Edit:
-    return edit
-
-
-def _rows_of(values: Tensor, rows: slice) -> Edit:
-    return Replace(values[rows])
 
 
 def _frame(

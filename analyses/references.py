@@ -1,6 +1,7 @@
 """What an ablation writes: means over reference prompts, or another prompt's activations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -9,11 +10,64 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.hooked_model import HookedModel
+from interp.interventions import Edit, Replace, Zero
 from interp.sites import Site
 from tasks.errors import InputError
 from tasks.prompts import Prompts
 
+Method = Literal["zero", "mean", "resample"]
 MeanOver = Literal["batch", "batch_pos"]
+Target = tuple[Site, ...]
+"""The sites that are ablated together."""
+EditOfRows = Callable[[slice], Edit]
+"""The edit for a batch, given which of the prompts are in it."""
+
+
+def ablation_edits(
+    model: HookedModel,
+    prompts: Prompts,
+    targets: Sequence[Target],
+    method: Method,
+    *,
+    reference: Prompts | None = None,
+    over: MeanOver = "batch",
+    seed: int = 0,
+    batch_size: int = 512,
+) -> dict[Site, EditOfRows]:
+    """What the method writes at every site of the targets, given which prompts are running.
+
+    Raises:
+        InputError: a method that does not exist, or reference prompts that cannot serve.
+    """
+    sites = sorted({site for target in targets for site in target}, key=str)
+    if method == "zero":
+        if reference is not None:
+            raise InputError("method = 'zero' takes no reference prompts: drop reference=")
+        return dict.fromkeys(sites, partial(_constant, Zero()))
+    source = prompts if reference is None else reference
+    if source.targets.shape[1] != prompts.targets.shape[1]:
+        raise InputError(
+            f"reference has {source.targets.shape[1]} positions, the prompts {prompts.targets.shape[1]}: "
+            "activations are compared position by position"
+        )
+    if method == "mean":
+        means = mean_activations(model, source, sites, over, batch_size)
+        return {site: partial(_constant, Replace(mean)) for site, mean in means.items()}
+    if method == "resample":
+        if len(source) != len(prompts):
+            raise InputError(f"reference has {len(source)} prompts where {len(prompts)} are needed, one for each")
+        order = derangement(len(source), seed)
+        activations = site_activations(model, source, sites, batch_size)
+        return {site: partial(_rows_of, activation[order]) for site, activation in activations.items()}
+    raise InputError(f"method = {method!r} is unknown: choose 'zero', 'mean' or 'resample'")
+
+
+def _constant(edit: Edit, _rows: slice) -> Edit:
+    return edit
+
+
+def _rows_of(values: Tensor, rows: slice) -> Edit:
+    return Replace(values[rows])
 
 
 def site_activations(

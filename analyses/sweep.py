@@ -1,6 +1,6 @@
 """Many interventions on the same prompts: the clean prefix is computed once and shared by all that edit behind it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +10,13 @@ from numpy import ndarray
 from torch import Tensor
 
 from analyses.metrics import Group, Metric
+from analyses.references import EditOfRows
 from interp.hooked_model import HookedModel
-from interp.interventions import Edit, Intervention, Receipt, intervene
+from interp.interventions import Intervention, Receipt, intervene
 from interp.sites import Site
 from interp.statistics import Interval, ratio_interval
 from tasks.prompts import Prompts
 
-EditOfRows = Callable[[slice], Edit]
-"""The edit for a batch, given which of the prompts are in it."""
 Plan = Mapping[Site, EditOfRows]
 """Edits that are made together."""
 
@@ -32,6 +31,9 @@ class SweepOutcome:
     n_prompts: Int[ndarray, "quantity"]
     """How many prompts score anything there."""
     receipts: tuple[tuple[Receipt, ...], ...]
+    differences: tuple[Float[ndarray, "prompt quantity"], ...]
+    """Per plan, the sum after minus before of each prompt: what effects and contrasts of effects are made of."""
+    counts: Float[ndarray, "prompt quantity"]
 
 
 def sweep(
@@ -66,18 +68,19 @@ def sweep(
             clean.append(sums)
             counts.append(count)
             for plan, first, total, kept in zip(plans, firsts, receipts, edited, strict=True):
-                with intervene(model, [Intervention(site, edit(rows)) for site, edit in plan.items()]) as fired:
+                interventions = [Intervention(site, edit(rows)) for site, edit in plan.items()]
+                with intervene(model, interventions) as receipts_of_batch:
                     outputs_edited = model(residuals[first], start_at_layer=first)
                 kept.append(_measured(metrics, of_batch, outputs_edited, batch, outputs)[0])
-                for sum_of_receipts, receipt in zip(total, fired, strict=True):
-                    sum_of_receipts.add(receipt)
+                for receipt, one in zip(total, receipts_of_batch, strict=True):
+                    receipt.add(one)
     before, count = np.concatenate(clean), np.concatenate(counts)
-    effects = tuple(
-        ratio_interval(np.concatenate(after) - before, count, confidence=confidence, seed=seed) for after in edited
-    )
+    differences = tuple(np.concatenate(after) - before for after in edited)
+    effects = tuple(ratio_interval(each, count, confidence=confidence, seed=seed) for each in differences)
     with np.errstate(invalid="ignore"):
         baseline = before.sum(axis=0) / count.sum(axis=0)
-    return SweepOutcome(baseline, effects, (count > 0).sum(axis=0), tuple(tuple(each) for each in receipts))
+    fired = tuple(tuple(each) for each in receipts)
+    return SweepOutcome(baseline, effects, (count > 0).sum(axis=0), fired, differences, count)
 
 
 def _clean_pass(model: HookedModel, batch: Prompts, layers: set[int]) -> tuple[Tensor, dict[int, Tensor]]:
