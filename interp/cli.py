@@ -1,0 +1,167 @@
+"""The command ``interp``: parses arguments and calls one function. Imports are inside, so that --help is quick."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interp.command_errors import exit_code_of
+
+if TYPE_CHECKING:
+    from interp.run import Run
+
+DEFAULT_PRESET = "bietti-simplified"
+DEMO_PRESET = "bietti-simplified-ff"
+DEMO_SETTINGS = ("scored=all",)
+"""How the demo differs from the task's and the preset's own values."""
+REPORT_FOLDER = "report"
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+OutOption = Annotated[Path, typer.Option("--out", help="The run's folder; the same command continues what it holds.")]
+StepsOption = Annotated[int | None, typer.Option("--steps", help="Updates of the weights.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Derives init_seed, train_seed and eval_seed.")]
+TextOption = Annotated[Path | None, typer.Option("--text", help="Your own corpus: a UTF-8 text.")]
+CountsOption = Annotated[Path | None, typer.Option("--counts", help="Your own corpus: CSV of first,second,count.")]
+
+
+def main() -> None:
+    """Entry point of the command ``interp``."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code: 0 done, 2 the input is wrong, 1 anything else, 130 Ctrl-C."""
+    command = typer.main.get_command(app)
+    return exit_code_of(lambda: command.main(list(arguments), prog_name="interp", standalone_mode=False))
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"interp {version('icl-interp')}")
+        raise typer.Exit
+
+
+@app.callback()
+def interp(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Train small transformers on prompts of known structure, and take them apart."""
+
+
+@app.command()
+def demo(
+    out: OutOption = Path("interp-demo"),
+    text: TextOption = None,
+    counts: CountsOption = None,
+    seed: SeedOption = None,
+    steps: StepsOption = None,
+) -> None:
+    """Train, analyse and report the in-context bigram task: an induction head and the bigrams beside it."""
+    run = _train("bigram", DEMO_PRESET, DEMO_SETTINGS, {"steps": steps}, seed=seed, text=text, counts=counts, out=out)
+    page = run.path / REPORT_FOLDER / "report.html"
+    typer.echo(f"report: {page if page.exists() else _write_report(run, page.parent)}")
+
+
+@app.command()
+def train(
+    task: Annotated[str, typer.Argument(help="bigram, sparse-regression, or your own as file.py:Class.")],
+    out: OutOption,
+    preset: Annotated[str, typer.Option(help="The architecture and training to start from.")] = DEFAULT_PRESET,
+    steps: StepsOption = None,
+    seed: SeedOption = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps …")] = None,
+    text: TextOption = None,
+    counts: CountsOption = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any field: task.NAME, model.NAME, train.NAME, or NAME."),
+    ] = None,
+) -> None:
+    """Train a model on a task; given the same folder again, continue where it stopped."""
+    options = {"steps": steps, "device": device}
+    run = _train(task, preset, settings or [], options, seed=seed, text=text, counts=counts, out=out)
+    typer.echo(f"{run.path}: {run.steps[-1]} steps, {_last_figures(run)}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    out: Annotated[Path | None, typer.Option(help="A new folder for the report; by default RUN/report.")] = None,
+) -> None:
+    """Analyse a run: report.html, tables as CSV, report.md and report.json."""
+    from interp.run import Run
+
+    loaded = Run.load(run)
+    typer.echo(f"report: {_write_report(loaded, out or loaded.path / REPORT_FOLDER)}")
+
+
+def _train(
+    task_name: str,
+    preset_name: str,
+    settings: Sequence[str],
+    options: dict[str, Any],
+    *,
+    seed: int | None,
+    text: Path | None,
+    counts: Path | None,
+    out: Path,
+) -> "Run":
+    """Put task, model and training together from what the command line says, and train."""
+    from dataclasses import fields
+
+    from interp.hooked_transformer_config import HookedTransformerConfig
+    from interp.presets import preset
+    from interp.settings import parse_settings
+    from interp.task_choice import find_task_class, make_task, settable_fields
+    from interp.train_config import TrainConfig
+    from interp.training import train
+    from tasks.errors import InputError
+
+    task_class = find_task_class(task_name)
+    chosen = parse_settings(
+        settings,
+        {
+            "task": settable_fields(task_class),
+            "model": [field.name for field in fields(HookedTransformerConfig) if field.name != "seed"],
+            "train": [field.name for field in fields(TrainConfig)],
+        },
+    )
+    options = {name: value for name, value in options.items() if value is not None}
+    for name in options.keys() & chosen["train"].keys():
+        raise InputError(f"--{name} and --set {name} say the same thing twice: give one of them")
+    training = options | chosen["train"]
+    given = TrainConfig(**training) if seed is None else TrainConfig.from_seed(seed, **training)
+    task = make_task(task_class, chosen["task"], text, counts)
+    model_config, preset_training = preset(preset_name, task, chosen["model"])
+    return train(task, model_config, given.over(preset_training), out=out, readouts=_readouts(task, model_config))
+
+
+def _readouts(task: Any, model_config: Any) -> Any:
+    """The memory recall probes during training, for the model whose weights they are defined on."""
+    if task.name != "bigram" or not model_config.identity_queries:
+        return {}
+    from analyses import recall_readouts
+
+    return recall_readouts(task)
+
+
+def _write_report(run: "Run", out: Path) -> Path:
+    from analyses import write_report
+    from tasks.errors import InputError
+
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty: choose another folder with --out, or remove it")
+    return write_report(run, out)
+
+
+def _last_figures(run: "Run") -> str:
+    last = run.history.iloc[-1]
+    names = [name for name in run.history.columns if name == "loss" or name.startswith("accuracy")]
+    return ", ".join(f"{name} {last[name]:.3f}" for name in names)

@@ -1,0 +1,54 @@
+"""How a command ends: exit 0, 2 with one line if the input was wrong, 1 with a saved traceback if we were."""
+
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import typer
+
+from tasks.errors import InputError
+
+DONE, OUR_ERROR, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+# Typer raises its usage errors as kinds of click's ClickException, which it keeps in a private module.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+def exit_code_of(command: Callable[[], int | None]) -> int:
+    """Run a command; say in one line on standard error why it failed, if it did; and return its exit code."""
+    try:
+        return command() or DONE
+    except InputError as error:
+        _say(f"error: {error}")
+        return WRONG_INPUT
+    except (typer.Abort, KeyboardInterrupt) as interrupt:
+        _say(str(interrupt) or "interrupted")
+        return INTERRUPTED
+    except _UsageError as error:
+        _say(f"error: {error.format_message()}")  # pyright: ignore[reportAttributeAccessIssue]
+        return WRONG_INPUT
+    except Exception as error:  # the last stop before the user
+        path = save_traceback(error)
+        _say(f"internal error: {type(error).__name__}: {error} (this is a bug; the traceback is in {path})")
+        return OUR_ERROR
+
+
+def save_traceback(error: Exception) -> Path:
+    """Write an error's traceback to a new file in the current folder, or in a temporary one if need be."""
+    name = f"interp-error-{datetime.now():%Y%m%d-%H%M%S-%f}.txt"
+    text = "".join(traceback.format_exception(error))
+    for folder in (Path.cwd(), Path(tempfile.gettempdir())):
+        try:
+            with (folder / name).open("x", encoding="utf-8") as file:
+                file.write(text)
+        except OSError:
+            continue
+        return folder / name
+    return Path("no file: neither the current nor the temporary folder can be written")
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(" ".join(message.split()) + "\n")
