@@ -1,16 +1,16 @@
 """The lasso as an in-context algorithm: all prompts of a batch solved at once, each to its optimality conditions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tasks.errors import InputError
-from tasks.field_checks import check_real
-from tasks.regression_predictors import How, TunablePredictor, second_moments
+from tasks.field_checks import check_choice, check_real
+from tasks.regression_predictors import How, TunablePredictor, Values, second_moments
 
 SWEEPS_PER_ROUND = 3
 MAX_ROUNDS = 500
@@ -33,16 +33,17 @@ class Lasso(TunablePredictor):
     """
 
     parameter: ClassVar[str] = "lam"
-    candidates: ClassVar[Sequence[float]] = tuple(10 ** (k / 10) for k in range(-40, 1))
+    candidates: ClassVar[Values] = tuple(10 ** (k / 10) for k in range(-40, 1))
 
     lam: float
     chosen: How = "given"
 
     def __post_init__(self) -> None:
         check_real("lam", self.lam)
+        check_choice("chosen", self.chosen, get_args(How))
 
     def path(
-        self, x: Float[Tensor, "batch n d"], y: Float[Tensor, "batch n"], values: Sequence[float]
+        self, x: Float[Tensor, "batch n d"], y: Float[Tensor, "batch n"], values: Values
     ) -> Iterator[Float[Tensor, "batch d"]]:
         """The solution for each λ, each started from the one before."""
         gram, moment = second_moments(x, y)
