@@ -102,8 +102,8 @@ def ablate(
         by: a label of the prompts that splits the effect, e.g. "segment".
 
     Raises:
-        InputError: a site, method, metric or label that does not exist, no prompts, or reference prompts that
-            cannot serve.
+        InputError: a site, method, metric or label that does not exist, no prompts, reference prompts that cannot
+            serve, or an ``over`` without a mean.
     """
     targets = [as_target(model, sites_together) for sites_together in sites]
     if not targets:
@@ -139,6 +139,8 @@ def as_target(model: HookedModel, together: SiteLike | Sequence[SiteLike]) -> Ta
     target = tuple(Site.parse(site) for site in together) if several else (Site.parse(together),)  # pyright: ignore
     if not target:
         raise InputError("a set of sites is empty: name at least one site, L1H0 say")
+    if len(set(target)) < len(target):
+        raise InputError(f"the set {'+'.join(map(str, target))} names a site twice: name each once")
     for site in target:
         site.check(model.cfg.n_layers, model.cfg.n_heads)
         if site.hook_name not in model.hook_dict:

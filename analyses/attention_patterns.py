@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import pad
 
+from analyses.batches import batches
 from analyses.figures import effect_figure
 from analyses.result import Result, notes_on_intervals
 from interp import HookedTransformer
@@ -117,29 +118,31 @@ class _Paid:
 
 
 def _attention_paid(model: HookedModel, prompts: Prompts, scores: list[_Score], batch_size: int) -> _Paid:
-    batches = []
+    paid = []
+    causal = model.cfg.attention_dir == "causal"
     with torch.no_grad():
-        for start in range(0, len(prompts), batch_size):
-            batch = prompts[start : start + batch_size]
+        for rows in batches(prompts, batch_size):
+            batch = prompts[rows]
             pattern = _pattern(model, batch)
-            batches.append([_paid_along(score.relation(batch), pattern) for score in scores])
+            paid.append([_paid_along(score.relation(batch), pattern, causal) for score in scores])
     # batches of relations of (sums, tops, counts, even) → four tensors [batch, relation, ...]
     return _Paid(
-        *(torch.cat([torch.stack([one[part] for one in batch], dim=1) for batch in batches]) for part in range(4))
+        *(torch.cat([torch.stack([one[part] for one in batch], dim=1) for batch in paid]) for part in range(4))
     )
 
 
 def _paid_along(
-    relation: Bool[Tensor, "batch dest src"], pattern: Float[Tensor, "batch layer head dest src"]
+    relation: Bool[Tensor, "batch dest src"], pattern: Float[Tensor, "batch layer head dest src"], causal: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n_pos = pattern.shape[-1]
-    causal = torch.ones(n_pos, n_pos, dtype=torch.bool, device=pattern.device).tril()
-    related = relation & causal
+    visible = torch.ones(n_pos, n_pos, dtype=torch.bool, device=pattern.device)
+    visible = visible.tril() if causal else visible
+    related = relation & visible
     exists = related.any(dim=-1)
     sums = torch.einsum("blhqk,bqk->blh", pattern, related.to(pattern.dtype))
     best = pattern.argmax(dim=-1, keepdim=True)
     on_top = related[:, None, None].expand(pattern.shape).gather(-1, best).squeeze(-1)
-    even = (related / causal.sum(dim=-1, keepdim=True)).sum(dim=(-1, -2))
+    even = (related / visible.sum(dim=-1, keepdim=True)).sum(dim=(-1, -2))
     return sums.double(), on_top.sum(-1).double(), exists.sum(-1).double(), even.double()
 
 
@@ -198,7 +201,8 @@ def _rows(
         p_value = None
         if null is not None:
             own, twins = null[0][index, layer, head], null[1][index, layer]
-            p_value = float((1 + (twins >= own).sum()) / (1 + len(twins)))
+            if own.isfinite():  # no number where none of the prompts that the twins saw has the relation
+                p_value = float((1 + (twins >= own).sum()) / (1 + len(twins)))
         rows.append(
             {
                 "layer": layer,

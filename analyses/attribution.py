@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.batches import batches
 from analyses.figures import effect_figure
 from analyses.metrics import groups
 from analyses.result import Result, notes_on_intervals
@@ -76,12 +77,9 @@ def attribute_heads(
     components = _components(model)
     parts = list(groups(prompts, by))
     sums, counts = [], []
-    for start in range(0, len(prompts), batch_size):
-        batch = prompts[start : start + batch_size]
-        masks = [
-            batch.scored if part.mask is None else part.mask[start : start + len(batch)] & batch.scored
-            for part in parts
-        ]
+    for rows_of_batch in batches(prompts, batch_size):
+        batch = prompts[rows_of_batch]
+        masks = [batch.scored if part.mask is None else part.mask[rows_of_batch] & batch.scored for part in parts]
         attributed = direct_attributions(model, batch, answer)
         sums.append(torch.einsum("bpc,gbp->bcg", attributed.double(), torch.stack(masks).double()).flatten(1))
         counts.append(torch.stack(masks).sum(dim=2).T.repeat(1, len(components)))

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
+from analyses.batches import batches
 from analyses.figures import grouped_bars
 from analyses.metrics import Metric, MetricLike, Outputs, SumsAndCounts, as_metrics, groups
 from analyses.result import Result, notes_on_intervals
@@ -66,8 +67,7 @@ def compare_predictors(
     metrics, parts = as_metrics(metric), list(groups(prompts, by))
     sources = ["model", *predictors]
     measured: dict[str, list[tuple[Tensor, Tensor]]] = {source: [] for source in sources}
-    for start in range(0, len(prompts), batch_size):
-        rows = slice(start, start + batch_size)
+    for rows in batches(prompts, batch_size):
         batch = prompts[rows]
         with torch.no_grad():
             of_model = model(batch.inputs)

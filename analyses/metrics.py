@@ -17,6 +17,10 @@ MetricLike = Literal["loss", "accuracy", "logit_diff", "prob", "kl"] | OwnMetric
 SumsAndCounts = tuple[Tensor, Tensor]
 """Sum over scored positions and their number, each [batch]; an estimate is the ratio of their totals."""
 
+# Columns of the analyses' tables: a label or a metric of one's own under such a name would overwrite them.
+_COLUMNS = ("layer", "head", "component", "method", "metric", "source", "baseline", "ablated", "delta", "attribution")
+_COLUMNS += ("value", "ci_low", "ci_high", "n_prompts")
+
 
 @dataclass(frozen=True, eq=False)
 class Metric:
@@ -30,7 +34,7 @@ class Metric:
         """A metric by name, or from a function ``(outputs, prompts) -> [batch]`` of one's own.
 
         Raises:
-            InputError: no metric has that name.
+            InputError: no metric has that name, or one's own is called like a column of the table.
         """
         if isinstance(metric, str):
             if metric not in _NAMED:
@@ -38,13 +42,28 @@ class Metric:
             return cls(metric, _NAMED[metric])
         if not callable(metric):
             raise InputError(f"metric = {metric!r} is neither a name nor a function (outputs, prompts) -> [batch]")
-        return cls(getattr(metric, "__name__", "own metric"), _own(metric))
+        name = getattr(metric, "__name__", "own metric")
+        if name in _COLUMNS:
+            raise InputError(f"the metric is called {name!r}, like a column of the table: give it another __name__")
+        return cls(name, _own(metric))
 
 
 def as_metrics(metric: MetricLike | Sequence[MetricLike]) -> list[Metric]:
-    """One metric or several, each once."""
+    """One metric or several, each once.
+
+    Raises:
+        InputError: none at all, a metric that does not exist, or two of one name.
+    """
     several = metric if isinstance(metric, Sequence) and not isinstance(metric, str) else [metric]
-    return [Metric.of(one) for one in several]
+    metrics = [Metric.of(one) for one in several]
+    if not metrics:
+        raise InputError(f"metric is empty: choose {', '.join(_NAMED)} or give a function")
+    names = [one.name for one in metrics]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(
+            f"two metrics are called {twice[0]!r}: name each once, and give functions a __name__ of their own"
+        )
+    return metrics
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,17 +82,22 @@ def groups(prompts: Prompts, by: str | None) -> Iterator[Group]:
     """The groups of scored positions that ``by`` makes; one group of everything if it is None.
 
     Raises:
-        InputError: the prompts have no such label (the message lists those they have).
+        InputError: the prompts have no such label (the message lists those they have) or one called like a column,
+            or nothing of them is scored.
     """
+    if not prompts.scored.any():
+        raise InputError(f"none of the {len(prompts)} prompts has a scored position: there is nothing to measure")
     if by is None:
         yield Group("all", None)
         return
     if by not in prompts.labels:
         raise InputError(f"by = {by!r} is no label of these prompts: choose {', '.join(prompts.labels) or 'none'}")
+    if by in _COLUMNS:
+        raise InputError(f"by = {by!r} is also a column of the table: rename the label")
     label = prompts.labels[by]
-    names = prompts.label_names.get(by)
+    names = prompts.label_names.get(by, ())
     for value in label[prompts.scored].unique().tolist():
-        yield Group(names[value] if names else value, label == value)
+        yield Group(names[value] if 0 <= value < len(names) else value, label == value)
 
 
 def _loss(outputs: Outputs, prompts: Prompts, _clean: Outputs) -> SumsAndCounts:
@@ -95,6 +119,8 @@ def _prob(outputs: Outputs, prompts: Prompts, _clean: Outputs) -> SumsAndCounts:
 
 
 def _kl(outputs: Outputs, prompts: Prompts, clean: Outputs) -> SumsAndCounts:
+    if prompts.targets.is_floating_point():
+        raise InputError("metric = 'kl' needs token targets: these prompts have real-valued ones, use 'loss'")
     log_p, log_q = clean.log_softmax(dim=-1), outputs.log_softmax(dim=-1)
     return _summed((log_p.exp() * (log_p - log_q)).sum(dim=-1), prompts)
 

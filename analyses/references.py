@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from analyses.batches import batches
 from interp.hooked_model import HookedModel
 from interp.interventions import Edit, Replace, Zero
 from interp.sites import Site
@@ -37,8 +38,10 @@ def ablation_edits(
     """What the method writes at every site of the targets, given which prompts are running.
 
     Raises:
-        InputError: a method that does not exist, or reference prompts that cannot serve.
+        InputError: a method that does not exist, reference prompts that cannot serve, or an ``over`` without a mean.
     """
+    if method != "mean" and over != "batch":
+        raise InputError(f"over = {over!r} says what a mean is taken over: drop it, or choose method = 'mean'")
     sites = sorted({site for target in targets for site in target}, key=str)
     if method == "zero":
         if reference is not None:
@@ -83,8 +86,8 @@ def site_activations(
         return observe
 
     with torch.no_grad(), model.hooks(fwd_hooks=[(site.hook_name, keep(site)) for site in sites]):
-        for start in range(0, len(prompts), batch_size):
-            model(prompts.inputs[start : start + batch_size])
+        for rows in batches(prompts, batch_size):
+            model(prompts.inputs[rows])
     return {site: torch.cat(kept) for site, kept in parts.items()}
 
 

@@ -62,10 +62,12 @@ class Result(ABC):
         if rows.empty:
             raise InputError(f"{self.name} has no row of a single head{f' with {where}' if where else ''}")
         if rows.duplicated(["layer", "head"]).any():
-            kinds = [key for key in rows if rows[key].dtype == object or str(rows[key].dtype) == "str"]
+            kinds = [str(key) for key in rows if rows[key].dtype == object or str(rows[key].dtype) == "str"]
             varying = [key for key in kinds if rows[key].nunique() > 1 and key != "component"]
             raise InputError(f"several rows per head: choose one by {' or '.join(varying) or 'a column'}=…")
         table = rows.pivot(index="layer", columns="head", values=column)
+        # from layer 0 and head 0 on, so that an entry's place is its layer and head
+        table = table.reindex(index=range(int(table.index.max()) + 1), columns=range(int(table.columns.max()) + 1))
         values = torch.tensor(table.to_numpy(dtype=float), dtype=torch.float64)
         if values.isnan().any():
             raise InputError(f"some heads have no {column}: matrix needs every head of every layer")

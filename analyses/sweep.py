@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
+from analyses.batches import batches
 from analyses.metrics import Group, Metric
 from analyses.references import EditOfRows
 from interp.hooked_model import HookedModel
@@ -59,8 +60,7 @@ def sweep(
     receipts = [[Receipt(site) for site in plan] for plan in plans]
     firsts = [min(site.layer for site in plan) for plan in plans]
     with torch.no_grad():
-        for start in range(0, len(prompts), batch_size):
-            rows = slice(start, start + batch_size)
+        for rows in batches(prompts, batch_size):
             batch = prompts[rows]
             of_batch = [Group(part.value, None if part.mask is None else part.mask[rows]) for part in parts]
             outputs, residuals = _clean_pass(model, batch, set(firsts))

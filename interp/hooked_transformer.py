@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformer_lens import ActivationCache, FactoredMatrix, HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from interp.components import Block, Embed, LayerNorm, PosEmbed, Unembed, shown
+from interp.components import Block, Embed, LayerNorm, PosEmbed, Unembed, shown, watched
 from interp.hook_gate import GuardedHook, HookFunction, Name, matching_points, refuse_unfired
 from interp.hooked_transformer_config import HookedTransformerConfig
 from interp.initialisation import freeze, initialise
@@ -77,13 +77,15 @@ class HookedTransformer(HookedRootModule):
         if return_type == "loss" and (start_at_layer is not None or stop_at_layer is not None):
             raise InputError("return_type = 'loss' needs the whole model: drop start_at_layer and stop_at_layer")
         first, end = self._layer_span(start_at_layer, stop_at_layer)
-        resid = self._embedded(inputs) if start_at_layer is None else inputs
+        resid = self._embedded(inputs) if start_at_layer is None else self._checked_residual(inputs)
         for block in self.blocks[first:end]:
             resid = block(resid)
         if stop_at_layer is not None:
             return resid
         logits = self.unembed(self.ln_final(resid))
         if return_type == "loss":
+            if inputs.shape[1] < 2:
+                raise InputError("return_type = 'loss' needs 2 positions or more: a single one has no next token")
             return F.cross_entropy(logits[:, :-1].flatten(0, 1), inputs[:, 1:].flatten())
         return logits
 
@@ -99,7 +101,18 @@ class HookedTransformer(HookedRootModule):
                 raise InputError(f"token {low if low < 0 else high} does not exist: d_vocab = {self.cfg.d_vocab}")
         resid = shown(self.hook_embed, self.embed(tokens))
         if self.has_positions:
-            resid = resid + shown(self.hook_pos_embed, self.pos_embed(n_pos, tokens.shape[0]))
+            positions = self.pos_embed(n_pos, tokens.shape[0])
+            if watched(self.hook_pos_embed):
+                positions = self.hook_pos_embed(positions.clone())  # an edit in place must not reach W_pos
+            resid = resid + positions
+        return resid
+
+    def _checked_residual(self, resid: Tensor) -> Float[Tensor, "batch pos d_model"]:
+        if resid.ndim != 3 or resid.shape[-1] != self.cfg.d_model or not resid.is_floating_point():
+            raise InputError(
+                f"inputs are {resid.dtype} {list(resid.shape)}: with start_at_layer give the residual stream "
+                f"[batch, pos, {self.cfg.d_model}]"
+            )
         return resid
 
     def _layer_span(self, start: int | None, stop: int | None) -> tuple[int, int]:

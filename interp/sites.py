@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Float
@@ -43,6 +43,15 @@ class Site:
     head: int | None = None
     positions: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if self.component not in _HOOKS:
+            raise InputError(f"component {self.component!r} does not exist: choose {', '.join(_HOOKS)}")
+        if (self.head is None) == (self.component in _WITH_HEADS):
+            wanted = "names one head, L0H1 say" if self.head is None else "belongs to the layer, not to a head"
+            raise InputError(f"site {self} does not name a place: {self.component} {wanted}")
+        if self.positions == ():
+            raise InputError(f"positions of {self} is empty: name at least one, or leave it out for all")
+
     @classmethod
     def parse(cls, written: "SiteLike", positions: Sequence[int] | None = None) -> "Site":
         """A site from ``L1H3``, ``L1H3.v``, ``L0.mlp``, ``(1, 3)``, a hook name, or (hook name, head).
@@ -50,13 +59,10 @@ class Site:
         Raises:
             InputError: it is none of these.
         """
+        chosen = None if positions is None else tuple(positions)
         if isinstance(written, Site):
-            return written
-        layer, component, head = _parsed(written)
-        if (head is None) == (component in _WITH_HEADS):
-            wanted = "names one head, L0H1 say" if component in _WITH_HEADS else "belongs to the layer, not to a head"
-            raise InputError(f"site {written!r} does not name a place: {component} {wanted}")
-        return cls(layer, component, head, None if positions is None else tuple(positions))
+            return written if chosen is None else replace(written, positions=chosen)
+        return cls(*_parsed(written), chosen)
 
     @property
     def hook_name(self) -> str:

@@ -38,7 +38,7 @@ def ratio_interval(
     A quantity that fewer than two prompts count for has an estimate (NaN if none does) and NaN for its ends.
 
     Raises:
-        InputError: fewer than two prompts, or a sum that is not finite.
+        InputError: fewer than two prompts, a sum that is not finite, or a confidence outside 0 to 1.
 
     Source: Hesterberg (2015), What Teachers Should Know About the Bootstrap, section 4.1.3 (from memory).
 
@@ -46,6 +46,7 @@ def ratio_interval(
     >>> means.estimate, bool(means.low[0] < 49.5 < means.high[0])
     (array([49.5]), True)
     """
+    _check_confidence(confidence)
     sums, counts = np.asarray(sums, dtype=float), np.asarray(counts, dtype=float)
     if not np.isfinite(sums).all():
         raise InputError(f"{(~np.isfinite(sums)).sum()} of the {sums.size} sums are not finite: no estimate exists")
@@ -121,12 +122,13 @@ def seed_interval(values: Float[ndarray, "seeds *shape"], *, confidence: float =
     """The mean over training seeds with Student's t interval; the seed is the unit.
 
     Raises:
-        InputError: fewer than 5 seeds, or a value that is not finite.
+        InputError: fewer than 5 seeds, a value that is not finite, or a confidence outside 0 to 1.
 
     >>> interval = seed_interval(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
     >>> float(interval.estimate), round(float(interval.low), 2), round(float(interval.high), 2)
     (3.0, 1.04, 4.96)
     """
+    _check_confidence(confidence)
     values = np.asarray(values, dtype=float)
     n = len(values)
     if n < 5:
@@ -136,3 +138,8 @@ def seed_interval(values: Float[ndarray, "seeds *shape"], *, confidence: float =
     mean = values.mean(axis=0)
     half = stats.t.ppf((1 + confidence) / 2, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
     return Interval(mean, mean - half, mean + half)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence = {confidence} is no probability: give a number between 0 and 1, 0.95 say")
