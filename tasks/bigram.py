@@ -237,11 +237,11 @@ class BigramICL:
             is_trigger = self._triggers_of(whole[chosen], trigger[chosen])
             tokens, output_of = redraw_outputs(whole[chosen], trigger[chosen], is_trigger, self.output_law, generator)
             triggers = np.argsort(~is_trigger, axis=1, kind="stable")[:, : self.n_triggers]
-            wrong = choose_wrong_answers(tokens.T, output_of, triggers, generator)
+            wrong = choose_wrong_answers(tokens, output_of, triggers, generator)
             impossible = self.stats.successor_counts[tokens[:, :-1], tokens[:, 1:]] == 0
             replaced = tokens[:, :-1] != whole[chosen, :-1]
-            labels = label_positions(tokens.T, output_of) | {"off_support": (replaced & impossible).T}
-            parts.fill(start, tokens.T, wrong, labels)
+            labels = label_positions(tokens, output_of) | {"off_support": replaced & impossible}
+            parts.fill(start, tokens, wrong, labels)
         here = prompts.to("cpu")
         return replace(
             here,
@@ -372,10 +372,10 @@ class _Parts:
         for name, label in labels.items():
             if name not in self.labels:
                 self.labels[name] = self._empty(torch.bool if label.dtype == bool else torch.int64)
-        pairs = [(self.inputs, tokens[:-1]), (self.targets, tokens[1:]), (self.wrong, wrong)]
+        pairs = [(self.inputs, tokens[:, :-1]), (self.targets, tokens[:, 1:]), (self.wrong, wrong)]
         pairs += [(self.labels[name], label) for name, label in labels.items()]
         for whole, part in pairs:
-            whole.numpy()[start : start + part.shape[1]] = part.T
+            whole.numpy()[start : start + len(part)] = part
 
     def _empty(self, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(self.shape, dtype=dtype)

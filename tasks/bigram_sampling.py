@@ -100,8 +100,8 @@ class Walker:
 
     def walk(
         self, output_of: Integer[np.ndarray, "batch vocab"], n_tokens: int, generator: np.random.Generator
-    ) -> Int[np.ndarray, "pos batch"]:
-        """Draw ``n_tokens`` tokens per sequence, position first.
+    ) -> Int[np.ndarray, "batch tokens"]:
+        """Draw ``n_tokens`` tokens per sequence.
 
         ``output_of[b, v]`` is the output of token v in sequence b, or -1 where v is no trigger there.
         """
@@ -124,7 +124,7 @@ class Walker:
             np.copyto(token, cell[step], where=scaled[step] < threshold)
             np.add(start_of, token, out=index)
             first_cell_of.take(index, out=first_cell, mode="clip")
-        return tokens
+        return np.ascontiguousarray(tokens.T)
 
 
 def draw_without_replacement(
@@ -178,23 +178,23 @@ def _count_rung(silent: Float[np.ndarray, "time vocab"], n_counts: int) -> Float
 
 
 def count_occurrences(
-    tokens: Integer[np.ndarray, "pos batch"], size: int
-) -> tuple[Int[np.ndarray, "pos batch"], Int[np.ndarray, "batch vocab"]]:
+    tokens: Integer[np.ndarray, "batch pos"], size: int
+) -> tuple[Int[np.ndarray, "batch pos"], Int[np.ndarray, "batch vocab"]]:
     """The running count of every position's token (1 at its first occurrence), and the counts at the end.
 
-    >>> running, total = count_occurrences(np.array([[1], [0], [1]]), size=2)
-    >>> running.ravel().tolist(), total.tolist()
-    ([1, 1, 2], [[1, 2]])
+    >>> running, total = count_occurrences(np.array([[1, 0, 1]]), size=2)
+    >>> running.tolist(), total.tolist()
+    ([[1, 1, 2]], [[1, 2]])
     """
-    n_positions, n_sequences = tokens.shape
-    index = tokens + np.arange(n_sequences) * size
+    n_sequences, n_positions = tokens.shape
+    index = np.add(tokens.T, np.arange(n_sequences) * size, order="C")  # one row per step of the loop below
     running = np.empty((n_positions, n_sequences), dtype=np.int32)
     total = np.zeros(n_sequences * size, dtype=np.int32)
     for here, count in zip(index, running, strict=True):
         total.take(here, out=count, mode="clip")
         count += 1
         total[here] = count
-    return running, total.reshape(n_sequences, size)
+    return np.ascontiguousarray(running.T), total.reshape(n_sequences, size)
 
 
 def generator_of(seed: Seed, stream: int) -> np.random.Generator:

@@ -30,6 +30,7 @@ def test_it_is_a_task():
 def test_a_sample_has_the_promised_parts(english):
     prompts = BigramICL(english, seq_len=20).sample(3, seed=(4, 2))
     assert prompts.inputs.shape == prompts.targets.shape == (3, 20)
+    assert prompts.wrong is not None
     assert prompts.inputs.dtype == prompts.targets.dtype == prompts.wrong.dtype == torch.int64
     assert torch.equal(prompts.inputs[:, 1:], prompts.targets[:, :-1])
     assert set(prompts.labels) == {"occurrence", "trigger", "output", "segment", "absorbed", "position"}
@@ -48,7 +49,7 @@ def test_the_same_seed_gives_the_same_prompts_and_another_seed_does_not(english)
 
 def test_a_sample_is_pinned_to_the_bit(english):
     prompts = BigramICL(english, seq_len=16, triggers="random", allow_repeats=True).sample(600, seed=7)
-    assert digest(prompts) == "6f71b6c5208a1d2a"
+    assert digest(prompts) == "a91f0452f8ca1527"
 
 
 def test_fixed_triggers_are_the_most_frequent_tokens_after_the_offset(english):

@@ -48,10 +48,10 @@ def test_the_walker_and_a_loop_over_tokens_follow_the_exact_transition_law():
 
     walker = Walker.from_counts(stats.unigram_counts, stats.successor_counts)
     for tokens in (walker.walk(output_of, 65, generator), loop_over_tokens(stats, output_of, 65, generator)):
-        assert tokens.shape == (65, 400)
-        assert goodness_of_fit(np.bincount(tokens[0], minlength=size), stats.unigram) > NEVER
-        before, after = tokens[:-1], tokens[1:]
-        outputs = output_of[np.arange(400), before]
+        assert tokens.shape == (400, 65)
+        assert goodness_of_fit(np.bincount(tokens[:, 0], minlength=size), stats.unigram) > NEVER
+        before, after = tokens[:, :-1], tokens[:, 1:]
+        outputs = output_of[np.arange(400)[:, None], before]
         assert (after == outputs)[outputs >= 0].all()
         for token in range(size):
             followed_by = np.bincount(after[(before == token) & (outputs < 0)], minlength=size)
@@ -84,10 +84,9 @@ def test_all_tokens_can_be_drawn():
 @given(hnp.arrays(np.int64, st.tuples(st.integers(1, 12), st.integers(1, 5)), elements=st.integers(0, 3)))
 def test_occurrences_are_those_of_a_recount(tokens):
     running, total = count_occurrences(tokens, size=4)
-    for pos in range(tokens.shape[0]):
-        for row in range(tokens.shape[1]):
-            assert running[pos, row] == (tokens[: pos + 1, row] == tokens[pos, row]).sum()
-    assert (total == [[(column == token).sum() for token in range(4)] for column in tokens.T]).all()
+    for row, sequence in enumerate(tokens.tolist()):
+        assert running[row].tolist() == [sequence[: pos + 1].count(token) for pos, token in enumerate(sequence)]
+        assert total[row].tolist() == [sequence.count(token) for token in range(4)]
 
 
 def test_one_seed_gives_one_stream_and_another_seed_or_use_another():
@@ -113,11 +112,11 @@ def test_a_seed_that_is_no_integer_is_refused(seed):
 def loop_over_tokens(stats, output_of, n_tokens, generator) -> np.ndarray:
     """The published sampler's way: every sequence and every token by itself."""
     size = len(stats.vocab)
-    tokens = np.empty((n_tokens, len(output_of)), dtype=int)
+    tokens = np.empty((len(output_of), n_tokens), dtype=int)
     for row in range(len(output_of)):
         token = generator.choice(size, p=stats.unigram)
         for step in range(n_tokens):
-            tokens[step, row] = token
+            tokens[row, step] = token
             output = output_of[row, token]
             token = output if output >= 0 else generator.choice(size, p=stats.bigram[token])
     return tokens
