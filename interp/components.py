@@ -68,18 +68,15 @@ class LayerNorm(nn.Module):
         self.w = parameter(cfg.d_model) if affine else None
         self.b = parameter(cfg.d_model) if affine else None
         self.hook_scale = HookPoint()  # [..., 1]
-        self.hook_normalized = HookPoint()  # [..., d_model]
+        self.hook_normalized = HookPoint()  # [..., d_model], before gain and shift
 
     def forward(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        if watched(self.hook_scale):
-            centred = resid - resid.mean(dim=-1, keepdim=True)
-            scale = self.hook_scale((centred.square().mean(dim=-1, keepdim=True) + self.eps).sqrt())
-            normalized = centred / scale
-            if self.w is not None and self.b is not None:
-                normalized = normalized * self.w + self.b
-        else:
-            normalized = F.layer_norm(resid, resid.shape[-1:], self.w, self.b, self.eps)
-        return shown(self.hook_normalized, normalized)
+        if not watched(self.hook_scale) and not watched(self.hook_normalized):
+            return F.layer_norm(resid, resid.shape[-1:], self.w, self.b, self.eps)
+        centred = resid - resid.mean(dim=-1, keepdim=True)
+        scale = shown(self.hook_scale, (centred.square().mean(dim=-1, keepdim=True) + self.eps).sqrt())
+        normalized = shown(self.hook_normalized, centred / scale)
+        return normalized if self.w is None or self.b is None else normalized * self.w + self.b
 
 
 class Attention(nn.Module):

@@ -25,7 +25,8 @@ class HookedTransformerConfig:
             embeddings and positions from N(0, 1) and every other matrix from U(±1/√fan_in), PyTorch's default
             for nn.Linear (the published code of Bietti et al.).
         frozen: patterns (``*`` matches anything) of parameters that are never trained, e.g. ``embed.W_E``.
-        seed: seed of the initial weights.
+        seed: seed of the initial weights; None where the weights come from elsewhere (converted, or processed as a
+            whole), in which case they are zero until they are loaded.
     """
 
     n_layers: int
@@ -49,7 +50,7 @@ class HookedTransformerConfig:
     identity_queries: bool = False
     init_mode: Literal["gpt2", "torch_linear"] = "gpt2"
     frozen: tuple[str, ...] = ()
-    seed: int = 0
+    seed: int | None = 0
 
     def __post_init__(self) -> None:
         self._fill_in()

@@ -13,17 +13,17 @@ _EMBEDDINGS = ("W_E", "W_pos")
 
 
 def initialise(model: nn.Module, cfg: HookedTransformerConfig) -> None:
-    """Draw every parameter anew from ``cfg.seed``; the global generators are left alone."""
-    generator = torch.Generator().manual_seed(cfg.seed)
+    """Draw every parameter anew from ``cfg.seed`` (None: all zero); the global generators are left alone."""
+    generator = torch.Generator().manual_seed(cfg.seed or 0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             kind = name.rpartition(".")[2]
             if kind == "w":
                 weight.fill_(1.0)
-            elif kind.startswith("b"):
-                weight.zero_()
             elif kind == "W_Q" and cfg.identity_queries:
                 weight.copy_(torch.eye(cfg.d_model))
+            elif kind.startswith("b") or cfg.seed is None:
+                weight.zero_()
             else:
                 weight.copy_(_drawn(weight, kind, cfg, generator))
 
