@@ -56,7 +56,7 @@ def ratio_interval(
     resampled = _resampled_ratios(sums, counts, n_boot, np.random.default_rng(seed))
     ends = np.full((2, sums.shape[1]), np.nan)
     for k in np.flatnonzero(n_counting >= 2):
-        tail = _expanded_tail((1 - confidence) / 2, n_counting[k])
+        tail = _expanded_tail((1 - confidence) / 2, int(n_counting[k]))
         ends[:, k] = np.nanquantile(resampled[:, k], [tail, 1 - tail])
     with np.errstate(invalid="ignore"):
         estimate = sums.sum(axis=0) / counts.sum(axis=0)
@@ -137,7 +137,7 @@ def seed_interval(values: Float[ndarray, "seeds *shape"], *, confidence: float =
         raise InputError("a seed's value is not finite: look at that run before averaging over it")
     mean = values.mean(axis=0)
     half = stats.t.ppf((1 + confidence) / 2, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
-    return Interval(mean, mean - half, mean + half)
+    return Interval(*(np.asarray(part) for part in (mean, mean - half, mean + half)))  # one value is an array too
 
 
 def _check_confidence(confidence: float) -> None:
