@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 
 from tasks.lasso import Lasso
+from tasks.regression_layout import excess_risk
 from tasks.regression_predictors import GradientDescent, LeastSquares, LinearPredictor, PreprocessThenOptimize, Ridge
-from tasks.regression_prompts import excess_risk
 from tasks.sparse_regression import SparseRegression
 
 SETTINGS = [(16, 4, 0.5, 40), (16, 4, 0.5, 80), (16, 4, 0.5, 160), (64, 4, 0.5, 256), (16, 4, 0.1, 20)]

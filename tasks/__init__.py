@@ -8,12 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tasks.bayes_sparse import BayesSparse
     from tasks.bigram import BigramICL
     from tasks.bigram_predictors import BayesOptimal, CurrentToken, GlobalBigram, InContextCopy, InContextUnigram
     from tasks.bigram_statistics import BigramStatistics
     from tasks.errors import InputError
+    from tasks.lasso import Lasso
     from tasks.prompts import Prompts
     from tasks.protocol import Predictor, Task
+    from tasks.regression_layout import excess_risk, regression_prompts
+    from tasks.regression_predictors import GradientDescent, LeastSquares, PreprocessThenOptimize, Ridge
+    from tasks.sparse_regression import SparseRegression
 
 _MODULE_OF = {
     "BigramICL": "bigram",
@@ -21,32 +26,52 @@ _MODULE_OF = {
     "InputError": "errors",
     "Predictor": "protocol",
     "Prompts": "prompts",
+    "SparseRegression": "sparse_regression",
     "Task": "protocol",
+    "excess_risk": "regression_layout",
+    "regression_prompts": "regression_layout",
     # Reference predictors of the bigram task.
     "BayesOptimal": "bigram_predictors",
     "CurrentToken": "bigram_predictors",
     "GlobalBigram": "bigram_predictors",
     "InContextCopy": "bigram_predictors",
     "InContextUnigram": "bigram_predictors",
+    # Reference predictors of sparse regression.
+    "BayesSparse": "bayes_sparse",
+    "GradientDescent": "regression_predictors",
+    "Lasso": "lasso",
+    "LeastSquares": "regression_predictors",
+    "PreprocessThenOptimize": "regression_predictors",
+    "Ridge": "regression_predictors",
 }
 
 _TASK_CLASSES = {
     "bigram": "BigramICL",
+    "sparse-regression": "SparseRegression",
 }
 
 __all__ = [
     "TASKS",
     "BayesOptimal",
+    "BayesSparse",
     "BigramICL",
     "BigramStatistics",
     "CurrentToken",
     "GlobalBigram",
+    "GradientDescent",
     "InContextCopy",
     "InContextUnigram",
     "InputError",
+    "Lasso",
+    "LeastSquares",
     "Predictor",
+    "PreprocessThenOptimize",
     "Prompts",
+    "Ridge",
+    "SparseRegression",
     "Task",
+    "excess_risk",
+    "regression_prompts",
 ]
 
 

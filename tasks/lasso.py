@@ -117,14 +117,18 @@ def _descend_on_support(gram: Tensor, moment: Tensor, lam: float, w: Tensor) -> 
     identity = torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
     # Keeps a support larger than n, whose equations are singular, on a descent direction.
     damped = gram + DAMPING * gram.diagonal(dim1=1, dim2=2).amax(dim=1)[:, None, None] * identity
+    w = w.clone()
+    going = torch.arange(len(w), device=w.device)
     for _ in range(w.shape[1]):
-        support = w != 0
+        here = w[going]
+        support = here != 0
         on_both = support[:, :, None] & support[:, None, :]
-        gap = torch.where(support, moment - torch.einsum("bde,be->bd", gram, w) - lam * w.sign(), 0)
-        step = torch.linalg.solve(torch.where(on_both, damped, identity), gap)
-        to_zero = torch.where(w * step < 0, -w / step, torch.inf)
+        gap = moment[going] - torch.einsum("bde,be->bd", gram[going], here) - lam * here.sign()
+        step = torch.linalg.solve(torch.where(on_both, damped[going], identity), torch.where(support, gap, 0))
+        to_zero = torch.where(here * step < 0, -here / step, torch.inf)
         length = to_zero.amin(dim=1, keepdim=True).clamp(max=1)
-        w = torch.where(to_zero <= length, 0, w + length * step)
-        if (length == 1).all():
+        w[going] = torch.where(to_zero <= length, 0, here + length * step)
+        going = going[length[:, 0] < 1]
+        if len(going) == 0:
             break
     return w

@@ -21,7 +21,7 @@ from torch import Tensor
 from tasks.errors import InputError
 from tasks.field_checks import check_choice, check_real, check_whole
 from tasks.prompts import Prompts
-from tasks.regression_prompts import excess_risk, regression_pairs
+from tasks.regression_layout import excess_risk, regression_pairs
 
 How = Literal["given", "tuned", "hindsight"]
 RANK_TOLERANCE = 1e-12
@@ -52,7 +52,7 @@ class LeastSquares(LinearPredictor):
 
     On x ~ N(0, I) and n > d + 1 its excess risk is σ² d / (n − d − 1).
 
-    >>> from tasks.regression_prompts import regression_prompts
+    >>> from tasks.regression_layout import regression_prompts
     >>> prompts = regression_prompts(torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([[2.0, 4.0, 0.0]]))
     >>> LeastSquares()(prompts).round(decimals=9)[:, -1]
     tensor([6.], dtype=torch.float64)

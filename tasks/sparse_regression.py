@@ -13,7 +13,7 @@ from torch import Tensor
 from tasks.errors import InputError
 from tasks.field_checks import check_choice, check_real, check_whole
 from tasks.prompts import Prompts, Seed
-from tasks.regression_prompts import Layout, regression_pairs, regression_prompts
+from tasks.regression_layout import Layout, regression_pairs, regression_prompts
 
 # One stream of random numbers per purpose, so that equal seeds never make x and a new w* dependent.
 _SAMPLE, _COUNTERFACTUAL, _FRAME = range(3)

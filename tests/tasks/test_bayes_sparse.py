@@ -8,8 +8,8 @@ import torch
 from tasks.bayes_sparse import BayesSparse
 from tasks.errors import InputError
 from tasks.lasso import Lasso
+from tasks.regression_layout import excess_risk, regression_prompts
 from tasks.regression_predictors import GradientDescent, LeastSquares, PreprocessThenOptimize, Ridge
-from tasks.regression_prompts import excess_risk, regression_prompts
 from tasks.sparse_regression import SparseRegression
 
 GAUSSIAN = SparseRegression(d=3, sparsity=2, n_context=4, noise=0.6, weight_scale=1.5)

@@ -10,8 +10,8 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from tasks.bayes_sparse import BayesSparse
 from tasks.errors import InputError
 from tasks.lasso import Lasso
+from tasks.regression_layout import excess_risk, regression_prompts
 from tasks.regression_predictors import GradientDescent, LeastSquares, PreprocessThenOptimize, Ridge
-from tasks.regression_prompts import excess_risk, regression_prompts
 from tasks.sparse_regression import SparseRegression
 
 TASK = SparseRegression(d=5, sparsity=2, n_context=9)

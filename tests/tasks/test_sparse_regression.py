@@ -10,7 +10,7 @@ from sklearn.datasets import load_diabetes
 
 from tasks.errors import InputError
 from tasks.protocol import Task
-from tasks.regression_prompts import ROLES
+from tasks.regression_layout import ROLES
 from tasks.sparse_regression import SparseRegression
 
 SMALL = SparseRegression(d=5, sparsity=2, n_context=7)

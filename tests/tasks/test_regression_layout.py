@@ -3,7 +3,7 @@ import torch
 
 from tasks.errors import InputError
 from tasks.prompts import Prompts
-from tasks.regression_prompts import excess_risk, regression_pairs, regression_prompts
+from tasks.regression_layout import excess_risk, regression_pairs, regression_prompts
 from tasks.sparse_regression import SparseRegression
 
 X = torch.arange(12.0).reshape(2, 3, 2)
