@@ -159,7 +159,7 @@ def test_in_context_copy_takes_the_last_of_several_followers():
 
 def test_the_in_context_unigram_predicts_the_token_that_is_too_frequent():
     task = BigramICL(FOUR_TOKENS, n_triggers=1, seq_len=6, outputs="uniform")
-    trigger = (task.trigger_tokens or ())[0]
+    trigger = next(iter(task.trigger_tokens or []))
     prompts = Prompts.from_tensors(torch.tensor([[3, trigger, 3, 3, trigger]]))
     assert InContextUnigram(task)(prompts).argmax(dim=-1)[0, 4] == 3
 
