@@ -110,9 +110,9 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        query_input: Float[Tensor, "batch pos *head d_model"],
-        key_input: Float[Tensor, "batch pos *head d_model"],
-        value_input: Float[Tensor, "batch pos *head d_model"],
+        query_input: Float[Tensor, "batch pos *query_heads d_model"],
+        key_input: Float[Tensor, "batch pos *key_heads d_model"],
+        value_input: Float[Tensor, "batch pos *value_heads d_model"],
     ) -> Float[Tensor, "batch pos d_model"]:
         q = shown(self.hook_q, self._queries(query_input))
         k = shown(self.hook_k, _per_head(key_input, self.W_K, self.b_K))
@@ -128,7 +128,7 @@ class Attention(nn.Module):
             out = z.flatten(2) @ self.W_O.flatten(0, 1)
         return out if self.b_O is None else out + self.b_O
 
-    def _queries(self, query_input: Float[Tensor, "batch pos *head d_model"]) -> Tensor:
+    def _queries(self, query_input: Float[Tensor, "batch pos *heads d_model"]) -> Tensor:
         if self.cfg.identity_queries and query_input.ndim == 3 and self._identity_is_intact():
             q = query_input.unsqueeze(2)
             return q.clone() if watched(self.hook_q) else q  # an edit in place must not reach the residual
@@ -170,7 +170,7 @@ class Attention(nn.Module):
 
 
 def _per_head(
-    resid: Float[Tensor, "batch pos *head d_model"],
+    resid: Float[Tensor, "batch pos *heads d_model"],
     weight: Float[Tensor, "head d_model d_head"],
     bias: Float[Tensor, "head d_head"] | None,
 ) -> Float[Tensor, "batch pos head d_head"]:
