@@ -50,5 +50,5 @@ def reference_table(seed: int) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     print(reference_table(seed=0).to_string(index=False))
