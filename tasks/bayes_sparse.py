@@ -14,7 +14,7 @@ from tasks.regression_predictors import LinearPredictor
 from tasks.sparse_regression import SparseRegression
 
 MAX_HYPOTHESES = 100_000
-"""Supports (times sign patterns) enumerated per prompt: about a tenth of a second per prompt and fit."""
+"""Most supports (times sign patterns) that are enumerated per prompt: a bound on time, not on exactness."""
 NUMBERS_AT_ONCE = 4_000_000
 
 
