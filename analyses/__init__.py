@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from analyses.attention_patterns import score_attention_patterns
     from analyses.attribution import attribute_heads
     from analyses.comparison import compare_predictors
+    from analyses.dynamics import analyse_checkpoints
     from analyses.interaction import ablate_pairs
     from analyses.memory import memory_recall
     from analyses.memory_heads import circuit_recall
@@ -21,6 +22,7 @@ _HOMES = {
     "ablate_mlps": "ablation",
     "ablate_pairs": "interaction",
     "attribute_heads": "attribution",
+    "analyse_checkpoints": "dynamics",
     "circuit_recall": "memory_heads",
     "compare_predictors": "comparison",
     "memory_recall": "memory",
@@ -35,6 +37,7 @@ __all__ = [
     "ablate_layers",
     "ablate_mlps",
     "ablate_pairs",
+    "analyse_checkpoints",
     "attribute_heads",
     "circuit_recall",
     "compare_predictors",
