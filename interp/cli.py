@@ -143,13 +143,13 @@ def _train(
     return train(task, model_config, given.over(preset_training), out=out, readouts=_readouts(task, model_config))
 
 
-def _readouts(task: Any, model_config: Any) -> Any:
-    """The memory recall probes during training, for the model whose weights they are defined on."""
-    if task.name != "bigram" or not model_config.identity_queries:
+def _readouts(task: Any, model: Any) -> Any:
+    """The memory recall probes during training, for the models whose weights they are defined on."""
+    if task.name != "bigram" or not model.identity_queries or model.n_layers != 2:
         return {}
     from analyses import recall_readouts
 
-    return recall_readouts(task)
+    return recall_readouts(task, feed_forward=model.has_mlp(1) and model.mlp_type == "linear")
 
 
 def _write_report(run: "Run", out: Path) -> Path:

@@ -1,15 +1,17 @@
 """What a person sees while a model trains: a bar in a terminal, a line now and then elsewhere."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from interp.history import Row
+
 SECONDS_BETWEEN_LINES = 30.0
 
-Show = Callable[[int, Mapping[str, float] | None], None]
+Show = Callable[[int, Row | None], None]
 """Called after every step with its number and, if the step was logged, its row of the history."""
 
 
@@ -23,7 +25,7 @@ def training_progress(total: int, done: int, enabled: bool = True) -> Iterator[S
         with _bar(console) as bar:
             task = bar.add_task("training", total=total, completed=done, figures="")
 
-            def move(step: int, row: Mapping[str, float] | None) -> None:
+            def move(step: int, row: Row | None) -> None:
                 if row is None:
                     bar.update(task, completed=step)
                 else:
@@ -49,7 +51,7 @@ def _bar(console: Console) -> Progress:
 def _occasional_lines(console: Console, total: int) -> Show:
     last = time.monotonic()
 
-    def say(step: int, row: Mapping[str, float] | None) -> None:
+    def say(step: int, row: Row | None) -> None:
         nonlocal last
         if row is not None and (time.monotonic() - last > SECONDS_BETWEEN_LINES or step == total):
             last = time.monotonic()
@@ -58,6 +60,6 @@ def _occasional_lines(console: Console, total: int) -> Show:
     return say
 
 
-def _figures(row: Mapping[str, float]) -> str:
+def _figures(row: Row) -> str:
     shown = {name: value for name, value in row.items() if name == "loss" or name.startswith("accuracy")}
     return "  ".join(f"{name} {value:.3f}" for name, value in shown.items())

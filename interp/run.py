@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Self
 
 import pandas as pd
 
@@ -33,7 +32,7 @@ class Run:
     record: RunRecord = field(repr=False)
 
     @classmethod
-    def load(cls, path: str | Path, task: Task | None = None) -> Self:
+    def load(cls, path: str | Path, task: Task | None = None) -> "Run":
         """Read a run folder; nothing in it is ever imported or unpickled.
 
         ``task`` is needed only for a task of one's own, whose name is not in ``tasks.TASKS``; it must be the one that
@@ -50,7 +49,7 @@ class Run:
         return cls(folder, task, record)
 
     @classmethod
-    def shipped(cls, name: str) -> Self:
+    def shipped(cls, name: str) -> "Run":
         """A run that comes with the package.
 
         Raises:

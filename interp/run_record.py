@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from interp.atomic_files import is_unfinished, write_atomically
 from interp.hooked_transformer_config import HookedTransformerConfig
@@ -47,12 +47,14 @@ class RunRecord:
     format: Literal[1] = 1  # of the run folder as a whole
 
     @classmethod
-    def of(cls, task: Task, model: HookedTransformerConfig, train: TrainConfig, readouts: tuple[str, ...] = ()) -> Self:
+    def of(
+        cls, task: Task, model: HookedTransformerConfig, train: TrainConfig, readouts: tuple[str, ...] = ()
+    ) -> "RunRecord":
         """The record of a training that is about to start."""
         return cls(task=record_task(task), model=model, train=train, readouts=readouts, versions=_versions())
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Path) -> "RunRecord":
         """The record of a run folder.
 
         Raises:

@@ -1,8 +1,9 @@
 """How a model is trained: steps, optimiser, schedule, what is frozen until when, what is written down, seeds."""
 
 import math
+from collections.abc import Callable
 from dataclasses import field, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from interp.validated import given_fields, validated
 from tasks.errors import InputError
@@ -78,7 +79,7 @@ class TrainConfig:
             _check(name, getattr(self, name), "a seed from 0 to 2^32 - 1", lambda value: 0 <= value <= LARGEST_SEED)
 
     @classmethod
-    def from_seed(cls, seed: int, **rest: Any) -> Self:
+    def from_seed(cls, seed: int, **rest: Any) -> "TrainConfig":
         """A config whose three seeds are derived from one, so that no two runs' seeds ever coincide.
 
         >>> config = TrainConfig.from_seed(7, steps=300)
@@ -91,7 +92,7 @@ class TrainConfig:
         seeds: dict[str, Any] = {"init_seed": 3 * seed, "train_seed": 3 * seed + 1, "eval_seed": 3 * seed + 2}
         return cls(**seeds | rest)
 
-    def over(self, preset: Self) -> Self:
+    def over(self, preset: "TrainConfig") -> "TrainConfig":
         """The preset, with what this config's caller set in place of the preset's (``dataclasses.replace`` sets all).
 
         >>> TrainConfig(steps=300).over(TrainConfig(steps=9, lr=0.2)).lr
@@ -140,7 +141,7 @@ class TrainConfig:
         return every or (self.checkpoint_log_spaced and is_power_of_two)
 
 
-def _check(name: str, value: float | None, expected: str, holds) -> None:
+def _check(name: str, value: int | float | None, expected: str, holds: Callable[[int | float], bool]) -> None:
     if value is not None and not (math.isfinite(value) and holds(value)):
         raise InputError(f"{name} = {value}: expected {expected}")
 

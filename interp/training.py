@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from interp.checkpoints import checkpoint_steps, load_weights, read_tensors, save_checkpoint, state_path
 from interp.evaluation import evaluate
-from interp.history import read_rows, write_history
+from interp.history import Row, read_rows, write_history
 from interp.hooked_transformer import HookedTransformer
 from interp.hooked_transformer_config import HookedTransformerConfig
 from interp.initialisation import matching_parameters
@@ -27,7 +27,7 @@ from tasks.errors import InputError
 from tasks.prompts import Prompts
 from tasks.protocol import Task
 
-Readout = Callable[[HookedTransformer, Prompts], float | Mapping[str, float]]
+Readout = Callable[[HookedTransformer, Prompts], int | float | Mapping[str, int | float]]
 """A figure, or several named ones, measured on the model and the evaluation prompts at every logged step."""
 
 
@@ -83,12 +83,12 @@ def train(
     record.claim(folder, task.files())
 
     steps = checkpoint_steps(folder)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     if steps and steps[-1] >= train_config.steps:
         return Run.load(folder, task=task)
     if steps:
         trainee.restore(folder, steps[-1])
-        rows = read_rows(folder, trainee.step)
+        rows = [row for row in read_rows(folder) if row["step"] <= trainee.step]  # a crash undid the later ones
     else:
         rows.append(trainee.history_row() | figures)
         write_history(folder, rows)
@@ -98,16 +98,14 @@ def train(
         while trainee.step < train_config.steps:
             step = trainee.take_step(task)
             row = None
-            logs = train_config.logs_at(step)
-            saves = train_config.saves_at(step) or interrupted.is_set()
-            if logs or saves:
+            if train_config.logs_at(step):
                 trainee.refuse_divergence(folder)
-            if logs:
                 row = trainee.history_row() | _measured(trainee.model, eval_prompts, train_config, readouts)
                 rows.append(row)
                 write_history(folder, rows)
                 trainee.start_new_average()
-            if saves:
+            if train_config.saves_at(step) or interrupted.is_set():
+                trainee.refuse_divergence(folder)
                 trainee.save(folder)
             show(step, row)
             if interrupted.is_set() and step < train_config.steps:
@@ -142,7 +140,7 @@ class Trainee:
     seconds: float = 0.0
 
     @classmethod
-    def untrained(cls, model_config: HookedTransformerConfig, config: TrainConfig) -> Self:
+    def untrained(cls, model_config: HookedTransformerConfig, config: TrainConfig) -> "Trainee":
         """The model with its initial weights, from ``model_config.seed``."""
         model = HookedTransformer(model_config)
         thaw_after = _thaw_after(model, config.freeze_until)
