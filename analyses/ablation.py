@@ -12,8 +12,8 @@ from analyses.metrics import Group, Metric, MetricLike, as_metrics, groups
 from analyses.references import MeanOver, Method, Target, ablation_edits
 from analyses.result import Result, notes_on_intervals
 from analyses.sweep import SweepOutcome, sweep
-from interp.hooked_model import HookedModel
 from interp.interventions import Receipt
+from interp.model_adapter import HookedModel, reached_points
 from interp.sites import Site, SiteLike
 from tasks.errors import InputError
 from tasks.prompts import Prompts
@@ -61,7 +61,8 @@ def ablate_mlps(model: HookedModel, prompts: Prompts, **how: Any) -> AblationRes
     Raises:
         InputError: the model has none; and as for ``ablate``.
     """
-    mlps = [site for layer in range(model.cfg.n_layers) if (site := Site(layer, "mlp")).hook_name in model.hook_dict]
+    reached = reached_points(model)
+    mlps = [site for layer in range(model.cfg.n_layers) if (site := Site(layer, "mlp")).hook_name in reached]
     if not mlps:
         raise InputError("the model has no feed-forward part in any layer: ablate heads or layers instead")
     return ablate(model, prompts, mlps, **how)
@@ -69,8 +70,9 @@ def ablate_mlps(model: HookedModel, prompts: Prompts, **how: Any) -> AblationRes
 
 def ablate_layers(model: HookedModel, prompts: Prompts, **how: Any) -> AblationResult:
     """How much worse the model gets without each whole layer (attention and MLP). Arguments as for ``ablate``."""
+    reached = reached_points(model)
     layers = [
-        tuple(site for part in ("attn", "mlp") if (site := Site(layer, part)).hook_name in model.hook_dict)
+        tuple(site for part in ("attn", "mlp") if (site := Site(layer, part)).hook_name in reached)
         for layer in range(model.cfg.n_layers)
     ]
     return ablate(model, prompts, layers, **how)
@@ -141,9 +143,10 @@ def as_target(model: HookedModel, together: SiteLike | Sequence[SiteLike]) -> Ta
         raise InputError("a set of sites is empty: name at least one site, L1H0 say")
     if len(set(target)) < len(target):
         raise InputError(f"the set {'+'.join(map(str, target))} names a site twice: name each once")
+    reached = reached_points(model)
     for site in target:
         site.check(model.cfg.n_layers, model.cfg.n_heads)
-        if site.hook_name not in model.hook_dict:
+        if site.hook_name not in reached:
             raise InputError(f"{site} does not exist: the model has no hook point {site.hook_name}")
     return target
 

@@ -15,7 +15,7 @@ from analyses.batches import batches
 from analyses.figures import effect_figure
 from analyses.result import Result, notes_on_intervals
 from interp import HookedTransformer
-from interp.hooked_model import HookedModel
+from interp.model_adapter import HookedModel, activations
 from interp.statistics import ratio_interval
 from tasks.errors import InputError
 from tasks.prompts import Prompts
@@ -147,18 +147,9 @@ def _paid_along(
 
 
 def _pattern(model: HookedModel, batch: Prompts) -> Float[Tensor, "batch layer head dest src"]:
-    patterns: dict[int, Tensor] = {}
-
-    def keep(layer: int):
-        def observe(pattern: Tensor, hook) -> None:  # noqa: ARG001 — TransformerLens' call
-            patterns[layer] = pattern.detach()
-
-        return observe
-
-    layers = range(model.cfg.n_layers)
-    with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", keep(layer)) for layer in layers]):
-        model(batch.inputs)
-    return torch.stack([patterns[layer] for layer in layers], dim=1)
+    points = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
+    _, patterns = activations(model, batch.inputs, points)
+    return torch.stack([patterns[point] for point in points], dim=1)
 
 
 def _null(

@@ -1,7 +1,8 @@
 """Which components write the answer: direct logit attribution of embeddings, positions, heads, MLPs and biases."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -13,8 +14,7 @@ from analyses.batches import batches
 from analyses.figures import effect_figure
 from analyses.metrics import groups
 from analyses.result import Result, notes_on_intervals
-from interp import HookedTransformer
-from interp.components import LayerNorm
+from interp.model_adapter import HookedModel, activations, final_norm, needed_weight, reached_points, weight
 from interp.statistics import ratio_interval
 from tasks.errors import InputError
 from tasks.prompts import Prompts
@@ -41,7 +41,7 @@ class AttributionResult(Result):
 
 
 def attribute_heads(
-    model: HookedTransformer,
+    model: HookedModel,
     prompts: Prompts,
     *,
     answer: Answer = "logit",
@@ -58,11 +58,12 @@ def attribute_heads(
     does through later layers is not seen.
 
     Raises:
-        InputError: real-valued targets, a ``logit_diff`` without ``wrong`` answers, an unknown label.
+        InputError: real-valued targets, a ``logit_diff`` without ``wrong`` answers, an unknown label; or a model whose
+            components do not sum to the logit, because it computes more than it shows (a soft cap, say).
 
     Source: direct logit attribution as in Elhage et al. (2021), A Mathematical Framework for Transformer Circuits.
 
-    >>> from interp import HookedTransformerConfig
+    >>> from interp import HookedTransformer, HookedTransformerConfig
     >>> model = HookedTransformer(HookedTransformerConfig(n_layers=1, d_model=8, n_ctx=6, d_vocab=5, attn_only=True))
     >>> prompts = Prompts.from_tensors(torch.randint(5, (20, 6), generator=torch.Generator().manual_seed(0)))
     >>> attribute_heads(model, prompts).frame["component"].tolist()
@@ -74,7 +75,7 @@ def attribute_heads(
         raise InputError("attribution to a logit needs token targets: these prompts have real-valued ones")
     if answer == "logit_diff" and prompts.wrong is None:
         raise InputError("answer = 'logit_diff' needs a wrong answer to compare with: give the prompts wrong=")
-    components = _components(model)
+    components = [one for wrote in _writers(model) for one in wrote.components] + [("bias", None, None)]
     parts = list(groups(prompts, by))
     sums, counts = [], []
     for rows_of_batch in batches(prompts, batch_size):
@@ -105,69 +106,95 @@ def attribute_heads(
 
 
 def direct_attributions(
-    model: HookedTransformer, prompts: Prompts, answer: Answer = "logit"
+    model: HookedModel, prompts: Prompts, answer: Answer = "logit"
 ) -> Float[Tensor, "batch pos component"]:
     """What each component adds to the answer's logit at every position; over components it sums to the logit.
 
     The components are, in this order: embed, pos_embed (if any), then layer by layer its heads and its MLP (if
     any), and last all biases together.
+
+    Raises:
+        InputError: they do not sum to the logit, because the model computes more than it shows (a soft cap, say).
     """
+    W_U, W_O = needed_weight(model, "W_U"), needed_weight(model, "W_O")
+    b_U, b_O = weight(model, "b_U"), weight(model, "b_O")
+    writers = _writers(model)
     with torch.no_grad():
-        _, cache = model.run_with_cache(prompts.inputs, names_filter=_points(model))
-        direction = model.W_U[:, prompts.targets].movedim(0, -1)
+        last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+        logits, clean = activations(model, prompts.inputs, [*(wrote.point for wrote in writers), last])
+        direction = W_U[:, prompts.targets].movedim(0, -1)
         if answer == "logit_diff":
             assert prompts.wrong is not None
-            direction = direction - model.W_U[:, prompts.wrong].movedim(0, -1)
-        resid = cache[f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"]
-        direction, constant = _through_final_norm(model, resid, direction)
-        columns = [(cache["hook_embed"] * direction).sum(-1)]
-        if model.has_positions:
-            columns.append((cache["hook_pos_embed"] * direction).sum(-1))
-        for layer, block in enumerate(model.blocks):
-            # in head space: W_O · direction first, so that no [batch, pos, head, d_model] is ever made
-            seen = torch.einsum("hdm,bpm->bphd", block.attn.W_O, direction)
-            columns += ((cache[f"blocks.{layer}.attn.hook_z"] * seen).sum(-1)).unbind(-1)
-            if block.attn.b_O is not None:
-                constant = constant + direction @ block.attn.b_O
-            if block.has_mlp:
-                columns.append((cache[f"blocks.{layer}.hook_mlp_out"] * direction).sum(-1))
-        if model.b_U is not None:
-            constant = constant + model.b_U[prompts.targets]
-            if answer == "logit_diff" and prompts.wrong is not None:
-                constant = constant - model.b_U[prompts.wrong]
-        return torch.stack([*columns, constant], dim=-1)
+            direction = direction - W_U[:, prompts.wrong].movedim(0, -1)
+        direction, constant = _through_final_norm(model, clean[last], direction)
+        if b_O is not None:
+            constant = constant + direction @ b_O.sum(dim=0)
+        if b_U is not None:
+            constant = constant + _answer_of(b_U.expand(*prompts.targets.shape, -1), prompts, answer)
+        columns = []
+        for wrote in writers:
+            if wrote.heads_of is None:
+                columns.append((clean[wrote.point] * direction).sum(-1))
+            else:
+                # in head space: W_O · direction first, so that no [batch, pos, head, d_model] is ever made
+                seen = torch.einsum("hdm,bpm->bphd", W_O[wrote.heads_of], direction)
+                columns += (clean[wrote.point] * seen).sum(-1).unbind(-1)
+        attributed = torch.stack([*columns, constant], dim=-1)
+        _refuse_another_sum(attributed, _answer_of(logits, prompts, answer))
+    return attributed
+
+
+def _answer_of(
+    logits: Float[Tensor, "batch pos vocab"], prompts: Prompts, answer: Answer
+) -> Float[Tensor, "batch pos"]:
+    of_target = logits.gather(-1, prompts.targets[..., None])[..., 0]
+    if answer == "logit" or prompts.wrong is None:
+        return of_target
+    return of_target - logits.gather(-1, prompts.wrong[..., None])[..., 0]
+
+
+def _refuse_another_sum(attributed: Float[Tensor, "batch pos component"], expected: Float[Tensor, "batch pos"]) -> None:
+    """Whatever the architecture: either its components are all here, or their contributions mean nothing."""
+    apart = float((attributed.sum(dim=-1) - expected).abs().max())
+    rounding = torch.finfo(attributed.dtype).eps ** 0.5 * max(1.0, float(attributed.abs().sum(dim=-1).max()))
+    if not apart <= rounding:
+        raise InputError(
+            f"the components' contributions miss the answer's logit by up to {apart:.2g}: the model computes more "
+            "between the residual stream and the logits than a LayerNorm and an unembedding (a soft cap, say)"
+        )
 
 
 def _through_final_norm(
-    model: HookedTransformer, resid: Float[Tensor, "batch pos d_model"], direction: Float[Tensor, "batch pos d_model"]
+    model: HookedModel, resid: Float[Tensor, "batch pos d_model"], direction: Float[Tensor, "batch pos d_model"]
 ) -> tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos"]]:
     """The direction as the residual stream before the final LayerNorm sees it, and the shift's constant part."""
     constant = torch.zeros_like(resid[..., 0])
-    norm = model.ln_final
-    if not isinstance(norm, LayerNorm):
+    norm = final_norm(model)
+    if norm is None:
         return direction, constant
     centred = resid - resid.mean(-1, keepdim=True)
     scale = (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
-    if norm.b is not None and norm.w is not None:
-        constant = direction @ norm.b
-        direction = direction * norm.w
+    if norm.shift is not None:
+        constant = direction @ norm.shift
+    if norm.gain is not None:
+        direction = direction * norm.gain
     return (direction - direction.mean(-1, keepdim=True)) / scale, constant
 
 
-def _points(model: HookedTransformer) -> list[str]:
-    points = ["hook_embed", f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"]
-    points += ["hook_pos_embed"] * model.has_positions
-    for layer, block in enumerate(model.blocks):
-        points.append(f"blocks.{layer}.attn.hook_z")
-        points += [f"blocks.{layer}.hook_mlp_out"] * block.has_mlp
-    return points
+class _Writers(NamedTuple):
+    """What one hook point shows being written: one component, or the heads of a layer."""
+
+    point: str
+    components: Sequence[tuple[str, int | None, int | None]]
+    """Name, layer and head of each, in the order of the columns."""
+    heads_of: int | None = None
 
 
-def _components(model: HookedTransformer) -> list[tuple[str, int | None, int | None]]:
-    """Name, layer and head of every column of ``direct_attributions``."""
-    components: list[tuple[str, int | None, int | None]] = [("embed", None, None)]
-    components += [("pos_embed", None, None)] * model.has_positions
-    for layer, block in enumerate(model.blocks):
-        components += [(f"L{layer}H{head}", layer, head) for head in range(model.cfg.n_heads)]
-        components += [(f"L{layer}.mlp", layer, None)] * block.has_mlp
-    return [*components, ("bias", None, None)]
+def _writers(model: HookedModel) -> list[_Writers]:
+    reached = reached_points(model)
+    writers = [_Writers("hook_embed", [("embed", None, None)]), _Writers("hook_pos_embed", [("pos_embed", None, None)])]
+    for layer in range(model.cfg.n_layers):
+        heads = [(f"L{layer}H{head}", layer, head) for head in range(model.cfg.n_heads)]
+        writers.append(_Writers(f"blocks.{layer}.attn.hook_z", heads, heads_of=layer))
+        writers.append(_Writers(f"blocks.{layer}.hook_mlp_out", [(f"L{layer}.mlp", layer, None)]))
+    return [wrote for wrote in writers if wrote.point in reached]

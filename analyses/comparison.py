@@ -13,7 +13,7 @@ from analyses.batches import batches
 from analyses.figures import grouped_bars
 from analyses.metrics import Metric, MetricLike, Outputs, SumsAndCounts, as_metrics, groups
 from analyses.result import Result, notes_on_intervals
-from interp.hooked_model import HookedModel
+from interp.model_adapter import HookedModel, outputs
 from interp.statistics import ratio_interval
 from tasks.errors import InputError
 from tasks.prompts import Prompts
@@ -70,13 +70,15 @@ def compare_predictors(
     for rows in batches(prompts, batch_size):
         batch = prompts[rows]
         with torch.no_grad():
-            of_model = model(batch.inputs)
-            outputs = {"model": of_model} | {name: predict(batch) for name, predict in predictors.items()}
+            of_model = outputs(model, batch.inputs)
+            outputs_of = {"model": of_model} | {name: predict(batch) for name, predict in predictors.items()}
         scored = [part.of(prompts).scored[rows] for part in parts]
         for source in sources:
-            _check_shape(source, outputs[source], of_model)
+            _check_shape(source, outputs_of[source], of_model)
             every = [*metrics, Metric("distance", _distance)]
-            sums = [one.measure(outputs[source], batch.score_only(mask), of_model) for one in every for mask in scored]
+            sums = [
+                one.measure(outputs_of[source], batch.score_only(mask), of_model) for one in every for mask in scored
+            ]
             measured[source].append(
                 (torch.stack([s.double() for s, _ in sums], 1), torch.stack([c.double() for _, c in sums], 1))
             )

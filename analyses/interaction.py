@@ -13,7 +13,7 @@ from analyses.metrics import MetricLike, as_metrics, groups
 from analyses.references import MeanOver, Method, ablation_edits
 from analyses.result import Result
 from analyses.sweep import sweep
-from interp.hooked_model import HookedModel
+from interp.model_adapter import HookedModel
 from interp.sites import Site, SiteLike
 from interp.statistics import simultaneous_ratio_interval
 from tasks.errors import InputError

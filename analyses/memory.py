@@ -12,7 +12,7 @@ from torch import Tensor
 from analyses.memory_probes import PROBES, CircuitReading, Memory
 from analyses.memory_result import COLUMNS, SIGNIFICANCE_LEVEL, MemoryRecallResult, written
 from analyses.memory_weights import CircuitWeights, Head, caveat_of, initial_weights, triggers_of
-from interp.hooked_model import HookedModel
+from interp.model_adapter import HookedModel
 from interp.sites import SiteLike
 from tasks.errors import InputError
 from tasks.protocol import Task

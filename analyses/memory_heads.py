@@ -20,7 +20,7 @@ from analyses.memory_result import (
 from analyses.memory_scores import copying_scores, match_scores, previous_token_scores, written_by
 from analyses.memory_statistics import recall_of
 from analyses.memory_weights import CircuitWeights, Head, caveat_of, check_size, triggers_of
-from interp.hooked_model import HookedModel
+from interp.model_adapter import HookedModel
 from interp.sites import SiteLike
 from tasks.errors import InputError
 from tasks.protocol import Task

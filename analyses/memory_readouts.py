@@ -17,7 +17,7 @@ from analyses.memory_scores import (
 )
 from analyses.memory_statistics import unique_best
 from analyses.memory_weights import CircuitWeights, triggers_of
-from interp.hooked_model import HookedModel
+from interp.model_adapter import HookedModel
 from tasks.bigram import BigramICL
 from tasks.errors import InputError
 from tasks.prompts import Prompts

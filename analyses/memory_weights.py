@@ -1,6 +1,6 @@
 """The weights that memories are read from, taken out of a model and made comparable."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.hooked_model import HookedModel
 from interp.hooked_transformer import HookedTransformer
 from interp.initialisation import matching_parameters
+from interp.model_adapter import HookedModel, named_weights, needed_weight, weight
 from interp.sites import Site, SiteLike
 from tasks.errors import InputError
 from tasks.protocol import Task
@@ -45,11 +45,15 @@ class CircuitWeights:
         Raises:
             InputError: the model reads no tokens, or lacks a parameter.
         """
-        found = {name: _weight(model, name) for name in ("W_E", "W_U", "W_Q", "W_K", "W_V", "W_O")}
-        for name, weight in found.items():
-            if weight is None:
-                raise InputError(f"the model has no {name}: memories are read from attention over embedded tokens")
-        return cls(W_pos=_weight(model, "W_pos"), W_F=_linear_memories(model), **found)  # pyright: ignore
+        names = ("W_E", "W_U", "W_Q", "W_K", "W_V", "W_O")
+        found = {name: _comparable(needed_weight(model, name)) for name in names}
+        if found["W_K"].shape != found["W_Q"].shape:
+            raise InputError(
+                f"W_K is {list(found['W_K'].shape)} but W_Q is {list(found['W_Q'].shape)}: memories are read from "
+                "heads with keys of their own, not from grouped-query attention"
+            )
+        W_pos = weight(model, "W_pos")
+        return cls(W_pos=None if W_pos is None else _comparable(W_pos), W_F=_linear_memories(model), **found)  # pyright: ignore
 
     @property
     def n_layers(self) -> int:
@@ -95,14 +99,23 @@ def check_size(n_queries: int, n_keys: int) -> None:
 
 def caveat_of(model: HookedModel) -> str | None:
     """What the readouts leave out of this model's computation, or None if nothing."""
-    left_out = []
-    if getattr(model.cfg, "normalization_type", None) is not None:
-        left_out.append("normalisation (its scale, and LayerNorm's gain and shift)")
-    if any(name.rpartition(".")[2].startswith("b_") for name, _ in getattr(model, "named_parameters", list)()):
+    normalised = model.cfg.normalization_type is not None
+    weights = named_weights(model)
+    left_out = ["normalisation's scale"] * normalised
+    if normalised and not _is_folded(weights):
+        left_out.append("LayerNorm's gain and shift (interp.weight_processing.fold_ln puts them into the matrices)")
+    if any(name.rpartition(".")[2].startswith("b_") for name in weights):
         left_out.append("biases")
     if not left_out:
         return None
-    return f"the scores are products of bare weight matrices: they leave out {' and '.join(left_out)}"
+    return f"the scores are products of bare weight matrices: they leave out {', '.join(left_out)}"
+
+
+def _is_folded(weights: Mapping[str, Tensor]) -> bool:
+    """Whether every LayerNorm has a gain of one and a shift of zero, or none: then no matrix misses them."""
+    gains = [gain for name, gain in weights.items() if name.endswith((".ln1.w", ".ln2.w", "ln_final.w"))]
+    shifts = [shift for name, shift in weights.items() if name.endswith((".ln1.b", ".ln2.b", "ln_final.b"))]
+    return all(bool((gain == 1).all()) for gain in gains) and not any(bool(shift.any()) for shift in shifts)
 
 
 def triggers_of(task: Task | None, triggers: Sequence[int] | None, n_tokens: int) -> tuple[int, ...] | None:
@@ -149,6 +162,8 @@ def initial_weights(model: HookedModel, given: HookedModel | None) -> tuple[Circ
         return before, None
     if not isinstance(model, HookedTransformer):
         return None, "no cosine with the ideal memories: the weights before training are unknown, give init_model"
+    if model.cfg.seed is None:
+        return None, "no cosine with the ideal memories: the model was converted or processed, give init_model"
     drawn = HookedTransformer(model.cfg)
     frozen = matching_parameters(model, model.cfg.frozen)
     for name in frozen:
@@ -164,11 +179,6 @@ def initial_weights(model: HookedModel, given: HookedModel | None) -> tuple[Circ
             "is frozen, so that this cannot be checked"
         )
     return CircuitWeights.of(cast("HookedModel", drawn)), note
-
-
-def _weight(model: HookedModel, name: str) -> Tensor | None:
-    weight = getattr(model, name, None)
-    return None if weight is None else _comparable(weight)
 
 
 def _comparable(weight: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.batches import batches
-from interp.hooked_model import HookedModel
 from interp.interventions import Edit, Replace, Zero
+from interp.model_adapter import HookedModel, activations
 from interp.sites import Site
 from tasks.errors import InputError
 from tasks.prompts import Prompts
@@ -60,8 +60,8 @@ def ablation_edits(
         if len(source) != len(prompts):
             raise InputError(f"reference has {len(source)} prompts where {len(prompts)} are needed, one for each")
         order = derangement(len(source), seed)
-        activations = site_activations(model, source, sites, batch_size)
-        return {site: partial(_rows_of, activation[order]) for site, activation in activations.items()}
+        found = site_activations(model, source, sites, batch_size)
+        return {site: partial(_rows_of, activation[order]) for site, activation in found.items()}
     raise InputError(f"method = {method!r} is unknown: choose 'zero', 'mean' or 'resample'")
 
 
@@ -78,16 +78,11 @@ def site_activations(
 ) -> dict[Site, Float[Tensor, "batch pos *rest"]]:
     """The clean activation at each site, over all prompts."""
     parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
-
-    def keep(site: Site):
-        def observe(activation: Tensor, hook) -> None:  # noqa: ARG001 — TransformerLens' call
-            parts[site].append(activation[site.index(activation)].detach().clone())
-
-        return observe
-
-    with torch.no_grad(), model.hooks(fwd_hooks=[(site.hook_name, keep(site)) for site in sites]):
-        for rows in batches(prompts, batch_size):
-            model(prompts.inputs[rows])
+    for rows in batches(prompts, batch_size):
+        _, clean = activations(model, prompts.inputs[rows], [site.hook_name for site in sites])
+        for site in sites:
+            at_point = clean[site.hook_name]
+            parts[site].append(at_point[site.index(at_point)].contiguous())
     return {site: torch.cat(kept) for site, kept in parts.items()}
 
 
@@ -104,8 +99,8 @@ def mean_activations(
     if over not in ("batch", "batch_pos"):
         raise InputError(f"over = {over!r} is unknown: choose 'batch' (per position) or 'batch_pos' (one mean)")
     axes = 0 if over == "batch" else (0, 1)
-    activations = site_activations(model, reference, sites, batch_size)
-    return {site: activation.mean(dim=axes) for site, activation in activations.items()}
+    found = site_activations(model, reference, sites, batch_size)
+    return {site: activation.mean(dim=axes) for site, activation in found.items()}
 
 
 def derangement(n: int, seed: int) -> Int[Tensor, "n"]:

@@ -12,8 +12,8 @@ from torch import Tensor
 from analyses.batches import batches
 from analyses.metrics import Group, Metric
 from analyses.references import EditOfRows
-from interp.hooked_model import HookedModel
 from interp.interventions import Intervention, Receipt, intervene
+from interp.model_adapter import HookedModel, activations, outputs_from
 from interp.sites import Site
 from interp.statistics import Interval, ratio_interval
 from tasks.prompts import Prompts
@@ -70,7 +70,7 @@ def sweep(
             for plan, first, total, kept in zip(plans, firsts, receipts, edited, strict=True):
                 interventions = [Intervention(site, edit(rows)) for site, edit in plan.items()]
                 with intervene(model, interventions) as receipts_of_batch:
-                    outputs_edited = model(residuals[first], start_at_layer=first)
+                    outputs_edited = outputs_from(model, batch.inputs, first, residuals[first])
                 kept.append(_measured(metrics, of_batch, outputs_edited, batch, outputs)[0])
                 for receipt, one in zip(total, receipts_of_batch, strict=True):
                     receipt.add(one)
@@ -84,16 +84,9 @@ def sweep(
 
 
 def _clean_pass(model: HookedModel, batch: Prompts, layers: set[int]) -> tuple[Tensor, dict[int, Tensor]]:
-    residuals: dict[int, Tensor] = {}
-
-    def keep(layer: int):
-        def observe(resid: Tensor, hook) -> None:  # noqa: ARG001 — TransformerLens' call
-            residuals[layer] = resid.detach().clone()
-
-        return observe
-
-    with model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_resid_pre", keep(layer)) for layer in layers]):
-        return model(batch.inputs), residuals
+    points = {layer: f"blocks.{layer}.hook_resid_pre" for layer in layers}
+    outputs, clean = activations(model, batch.inputs, list(points.values()))
+    return outputs, {layer: clean[point] for layer, point in points.items()}
 
 
 def _measured(

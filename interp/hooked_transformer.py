@@ -254,7 +254,7 @@ class HookedTransformer(HookedRootModule):
                 total = total + b_out
         return total
 
-    def _stacked(self, name: str) -> Float[Tensor, "layer head *shape"]:
+    def _stacked(self, name: str) -> Float[Tensor, "layer *shape"]:
         return torch.stack([getattr(block.attn, name) for block in self.blocks])
 
     @property
@@ -296,6 +296,11 @@ class HookedTransformer(HookedRootModule):
     def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
         """Output weights of every head."""
         return self._stacked("W_O")
+
+    @property
+    def b_O(self) -> Float[Tensor, "layer d_model"] | None:
+        """Output bias of every attention layer, or None without biases."""
+        return self._stacked("b_O") if self.cfg.use_biases else None
 
     @property
     def OV(self) -> FactoredMatrix:

@@ -1,27 +1,24 @@
 """Edits of activations with proof that they happened."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from interp.hook_gate import GuardedHook, matching_points, refuse_unfired
-from interp.hooked_model import HookedModel
+from interp.model_adapter import HookedModel, hooked
 from interp.sites import Site
 from tasks.errors import InputError
 
 Activation = Float[Tensor, "batch pos *rest"]
 
 
-class Edit(Protocol):
-    """What is written in place of an activation at a site: a tensor of the same shape, dtype and device."""
-
-    def __call__(self, activation: Activation) -> Activation: ...
+Edit = Callable[[Activation], Activation]
+"""What is written in place of an activation at a site: a tensor of the same shape, dtype and device."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class Receipt:
 def intervene(model: HookedModel, interventions: Sequence[Intervention], *, passes: int = 1) -> Iterator[list[Receipt]]:
     """Hold the interventions in place for a with-block of exactly ``passes`` forward passes.
 
-    Works on any model with TransformerLens' ``hooks``. The hooks are removed whatever happens in the block.
+    Works on every model that ``interp.model_adapter`` knows. The hooks are removed whatever happens in the block.
 
     Raises:
         InputError: a site the model does not have, an edit of another shape, or an intervention that did not
@@ -103,12 +100,9 @@ def intervene(model: HookedModel, interventions: Sequence[Intervention], *, pass
     by_point: dict[str, list[tuple[Intervention, Receipt]]] = {}
     for one, receipt in zip(interventions, receipts, strict=True):
         one.site.check(model.cfg.n_layers, model.cfg.n_heads)
-        (point,) = matching_points(model.hook_dict, one.site.hook_name)
-        by_point.setdefault(point, []).append((one, receipt))
-    hooks = [GuardedHook(point, _Editor(planned)) for point, planned in by_point.items()]
-    with model.hooks(fwd_hooks=[(hook.point, hook) for hook in hooks]):
+        by_point.setdefault(one.site.hook_name, []).append((one, receipt))
+    with hooked(model, [(point, _Editor(planned)) for point, planned in by_point.items()]):
         yield receipts
-    refuse_unfired(hooks)
     for receipt in receipts:
         if receipt.fired != passes:
             raise InputError(

@@ -1,0 +1,188 @@
+"""The one file that knows how models differ: HookedTransformer, and TransformerLens' own classes, of version 3 and 4.
+
+Analyses ask a model through these functions and read its ``cfg`` (n_layers, n_heads). A bridge comes from
+TransformerLens: ``TransformerBridge.boot_transformers("gpt2")`` for a model of the Hugging Face hub, ``boot_native``
+for a small new one, ``build_bridge_from_module`` round a model in memory.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from interp.hook_gate import GuardedHook, HookFunction, matching_points, refuse_unfired
+from tasks.errors import InputError
+
+# TransformerLens computes these points only when told to; a hook on one that is off would be skipped.
+_SWITCHES = {
+    "attn.hook_result": "use_attn_result",
+    "hook_q_input": "use_split_qkv_input",
+    "hook_k_input": "use_split_qkv_input",
+    "hook_v_input": "use_split_qkv_input",
+    "hook_mlp_in": "use_hook_mlp_in",
+    "hook_attn_in": "use_attn_in",
+}
+
+Inputs = Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_in"]
+
+
+@runtime_checkable
+class HookedModel(Protocol):
+    """A model with TransformerLens' hook interface: HookedTransformer, or one of TransformerLens' own classes."""
+
+    @property
+    def cfg(self) -> Any:
+        """The architecture: n_layers, n_heads and so on."""
+        ...
+
+    @property
+    def hook_dict(self) -> Mapping[str, HookPoint]:
+        """The hook points by name."""
+        ...
+
+    def hooks(self, fwd_hooks: Any = ..., bwd_hooks: Any = ...) -> AbstractContextManager[Any]:
+        """Hold hooks in place for a with-block."""
+        ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+class FinalNorm(NamedTuple):
+    """The LayerNorm before the unembedding; gain and shift are None where they are folded into the unembedding."""
+
+    gain: Float[Tensor, "d_model"] | None
+    shift: Float[Tensor, "d_model"] | None
+    eps: float
+
+
+def outputs(model: HookedModel, inputs: Inputs) -> Float[Tensor, "batch pos *d_out"]:
+    """The model's outputs, logits in most cases.
+
+    Raises:
+        InputError: dropout is on, so that two passes would differ.
+    """
+    _refuse_dropout(model)
+    return model(inputs)
+
+
+def outputs_from(
+    model: HookedModel, inputs: Inputs, layer: int, resid: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch pos *d_out"]:
+    """The outputs, given the residual stream before a layer; a full pass where the model cannot start there.
+
+    ``inputs`` are those that led to ``resid``, so that both ways give the same.
+    """
+    _refuse_dropout(model)
+    try:
+        return model(resid, start_at_layer=layer)
+    except NotImplementedError:  # a bridge to an architecture that has no plain stack of blocks; nothing ran yet
+        return model(inputs)
+
+
+@contextmanager
+def hooked(
+    model: HookedModel,
+    fwd_hooks: Sequence[tuple[str, HookFunction]] = (),
+    bwd_hooks: Sequence[tuple[str, HookFunction]] = (),
+) -> Iterator[None]:
+    """Hold hooks in place for a with-block; on every model with the checks of ``HookedTransformer.hooks``.
+
+    Raises:
+        InputError: a point that does not exist or is switched off (the message names the setter), an edit that is
+            none (see ``GuardedHook``), or, at the end, a hook that never fired.
+    """
+    points = model.hook_dict
+    forward = [GuardedHook(_checked(model, points, name), function) for name, function in fwd_hooks]
+    backward = [GuardedHook(_checked(model, points, name), function, "bwd") for name, function in bwd_hooks]
+    with model.hooks([(hook.point, hook) for hook in forward], [(hook.point, hook) for hook in backward]):
+        yield
+    refuse_unfired(forward + backward)
+
+
+def activations(
+    model: HookedModel, inputs: Inputs, names: Sequence[str]
+) -> tuple[Float[Tensor, "batch pos *d_out"], dict[str, Tensor]]:
+    """The outputs, and copies of the activations at the named hook points, from one clean pass without gradients.
+
+    Raises:
+        InputError: as for ``hooked``.
+    """
+    kept: dict[str, Tensor] = {}
+
+    def keep(name: str) -> HookFunction:
+        def observe(activation: Tensor, hook: HookPoint) -> None:  # noqa: ARG001 — TransformerLens' call
+            kept[name] = activation.detach().clone()
+
+        return observe
+
+    with torch.no_grad(), hooked(model, [(name, keep(name)) for name in dict.fromkeys(names)]):
+        return outputs(model, inputs), kept
+
+
+def reached_points(model: HookedModel) -> frozenset[str]:
+    """The hook points that a pass can reach; TransformerLens 3 lists those of MLPs even where there is none."""
+    without_mlp = getattr(model.cfg, "attn_only", False)
+    return frozenset(name for name in model.hook_dict if not (without_mlp and name.endswith(("mlp_out", "mlp_in"))))
+
+
+def weight(model: HookedModel, name: str) -> Tensor | None:
+    """A weight by TransformerLens' name (``W_E``, ``W_O`` [layer, head, d_head, d_model], ``b_O`` …), or None."""
+    try:
+        return getattr(model, name, None)
+    except NotImplementedError:  # a bridge to an architecture that has no such matrix
+        return None
+
+
+def needed_weight(model: HookedModel, name: str) -> Tensor:
+    """A weight that the caller cannot do without.
+
+    Raises:
+        InputError: the model has none of that name.
+    """
+    found = weight(model, name)
+    if found is None:
+        raise InputError(f"the model has no {name}: this reads a transformer with attention over embedded tokens")
+    return found
+
+
+def named_weights(model: HookedModel) -> dict[str, Tensor]:
+    """All weights by TransformerLens' names; a bridge gives zeros for biases that it has not."""
+    source: Any = model
+    return dict(source.tl_parameters() if hasattr(source, "tl_parameters") else source.named_parameters())
+
+
+def final_norm(model: HookedModel) -> FinalNorm | None:
+    """The LayerNorm before the unembedding, or None where there is none.
+
+    Raises:
+        InputError: the normalisation is no LayerNorm.
+    """
+    kind = model.cfg.normalization_type
+    if kind is None:
+        return None
+    if kind not in ("LN", "LNPre"):
+        raise InputError(f"normalization_type = {kind!r} is no LayerNorm: this reads through none or a LayerNorm")
+    norm = model.ln_final  # pyright: ignore[reportAttributeAccessIssue]
+    return FinalNorm(getattr(norm, "w", None), getattr(norm, "b", None), model.cfg.eps)
+
+
+def _checked(model: HookedModel, points: Mapping[str, HookPoint], name: str) -> str:
+    (point,) = matching_points(points, name)
+    for ending, switch in _SWITCHES.items():
+        if point.endswith(ending) and not getattr(model.cfg, switch, True):
+            raise InputError(
+                f"{point} is switched off in this {type(model).__name__}: call model.set_{switch}(True) first"
+            )
+    return point
+
+
+def _refuse_dropout(model: HookedModel) -> None:
+    inside: Any = getattr(model, "original_model", model)
+    if isinstance(inside, nn.Module) and any(
+        isinstance(module, nn.Dropout) and module.training and module.p > 0 for module in inside.modules()
+    ):
+        raise InputError("the model is in training mode and drops activations at random: call model.eval() first")
