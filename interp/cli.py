@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interp.command_errors import exit_code_of
+from interp.command_errors import INTERRUPTED, exit_code_of
 
 if TYPE_CHECKING:
     from interp.run import Run
@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     return exit_code_of(lambda: command.main(list(arguments), prog_name="interp", standalone_mode=False))
 
 
-def _show_version(asked: bool) -> None:
+def _show_version(asked: bool | None) -> None:
     if asked:
         from importlib.metadata import version
 
@@ -49,8 +49,8 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def interp(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
-    ] = False,
+        bool | None, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = None,
 ) -> None:
     """Train small transformers on prompts of known structure, and take them apart."""
 
@@ -140,12 +140,17 @@ def _train(
     given = TrainConfig(**training) if seed is None else TrainConfig.from_seed(seed, **training)
     task = make_task(task_class, chosen["task"], text, counts)
     model_config, preset_training = preset(preset_name, task, chosen["model"])
-    return train(task, model_config, given.over(preset_training), out=out, readouts=_readouts(task, model_config))
+    try:
+        return train(task, model_config, given.over(preset_training), out=out, readouts=_readouts(task, model_config))
+    except KeyboardInterrupt as interrupt:  # typer would drop the message
+        typer.echo(interrupt, err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _readouts(task: Any, model: Any) -> Any:
     """The memory recall probes during training, for the models whose weights they are defined on."""
-    if task.name != "bigram" or not model.identity_queries or model.n_layers != 2:
+    has_positions = model.positional_embedding_type == "standard"
+    if task.name != "bigram" or not model.identity_queries or model.n_layers != 2 or not has_positions:
         return {}
     from analyses import recall_readouts
 

@@ -24,8 +24,7 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
     except InputError as error:
         _say(f"error: {error}")
         return WRONG_INPUT
-    except (typer.Abort, KeyboardInterrupt) as interrupt:
-        _say(str(interrupt) or "interrupted")
+    except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except _UsageError as error:
         _say(f"error: {error.format_message()}")  # pyright: ignore[reportAttributeAccessIssue]

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tasks import TASKS, BigramStatistics
 from tasks.errors import InputError
@@ -15,7 +15,7 @@ CORPUS_FIELD = "stats"
 """The field of a task that holds corpus statistics: --text and --counts fill it, --set cannot."""
 
 
-def find_task_class(name: str) -> type[Task]:
+def find_task_class(name: str) -> type[Any]:
     """The class behind ``bigram``, another name in ``tasks.TASKS``, or ``file.py:Class``.
 
     Raises:
@@ -35,16 +35,16 @@ def find_task_class(name: str) -> type[Task]:
     if missing or not is_dataclass(found):
         lack = f"lacks {missing[0]}" if missing else "is no dataclass"
         raise InputError(f"{class_name} in {path} is no task: it {lack}, see tasks.protocol.Task")
-    return cast(type[Task], found)
+    return found
 
 
-def settable_fields(task_class: type[Task]) -> list[str]:
+def settable_fields(task_class: type[Any]) -> list[str]:
     """The fields of a task that --set reaches."""
-    return [item.name for item in fields(task_class) if item.init and item.name != CORPUS_FIELD]  # pyright: ignore[reportArgumentType]
+    return [item.name for item in fields(task_class) if item.init and item.name != CORPUS_FIELD]
 
 
 def make_task(
-    task_class: type[Task], values: Mapping[str, Any], text: Path | None = None, counts: Path | None = None
+    task_class: type[Any], values: Mapping[str, Any], text: Path | None = None, counts: Path | None = None
 ) -> Task:
     """The task with these fields, on the corpus of a text file or a table of pair counts if one is given.
 
@@ -55,7 +55,7 @@ def make_task(
     if text is not None and counts is not None:
         raise InputError(f"--text {text} and --counts {counts} are two corpora: give one of them")
     if text is not None or counts is not None:
-        if CORPUS_FIELD not in [item.name for item in fields(task_class)]:  # pyright: ignore[reportArgumentType]
+        if CORPUS_FIELD not in [item.name for item in fields(task_class)]:
             raise InputError(f"the task {task_class.name!r} reads no corpus: leave --text and --counts out")
         stats = BigramStatistics.from_file(text) if text is not None else BigramStatistics.from_counts(counts or "")
         corpus = {CORPUS_FIELD: stats}
