@@ -11,7 +11,7 @@ from torch import Tensor
 
 from analyses.batches import batches
 from analyses.figures import grouped_bars
-from analyses.metrics import Metric, MetricLike, Outputs, SumsAndCounts, as_metrics, groups
+from analyses.metrics import CleanOutputs, Metric, MetricLike, Outputs, SumsAndCounts, as_metrics, groups
 from analyses.result import Result, notes_on_intervals
 from interp.model_adapter import HookedModel, outputs
 from interp.statistics import ratio_interval
@@ -105,7 +105,7 @@ def _check_shape(source: str, outputs: Tensor, of_model: Tensor) -> None:
         )
 
 
-def _distance(outputs: Outputs, prompts: Prompts, of_model: Outputs) -> SumsAndCounts:
+def _distance(outputs: Outputs, prompts: Prompts, of_model: CleanOutputs) -> SumsAndCounts:
     if prompts.targets.is_floating_point():
         apart = (outputs.squeeze(-1) - of_model.squeeze(-1)).square()
     else:

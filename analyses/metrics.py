@@ -12,6 +12,7 @@ from tasks.errors import InputError
 from tasks.prompts import Prompts
 
 Outputs = Float[Tensor, "batch pos *d_out"]
+CleanOutputs = Float[Tensor, "batch pos *d_clean"]  # a predictor may leave out the axis of one that a model has
 OwnMetric = Callable[[Outputs, Prompts], Float[Tensor, "batch"]]
 MetricLike = Literal["loss", "accuracy", "logit_diff", "prob", "kl"] | OwnMetric
 SumsAndCounts = tuple[Tensor, Tensor]
@@ -27,7 +28,7 @@ class Metric:
     """A metric with a name; called with outputs, prompts and the clean outputs of the same prompts."""
 
     name: str
-    measure: Callable[[Outputs, Prompts, Outputs], SumsAndCounts]
+    measure: Callable[[Outputs, Prompts, CleanOutputs], SumsAndCounts]
 
     @classmethod
     def of(cls, metric: MetricLike) -> "Metric":
@@ -100,33 +101,33 @@ def groups(prompts: Prompts, by: str | None) -> Iterator[Group]:
         yield Group(names[value] if 0 <= value < len(names) else value, label == value)
 
 
-def _loss(outputs: Outputs, prompts: Prompts, _clean: Outputs) -> SumsAndCounts:
+def _loss(outputs: Outputs, prompts: Prompts, _clean: CleanOutputs) -> SumsAndCounts:
     return prompts.loss(outputs)
 
 
-def _accuracy(outputs: Outputs, prompts: Prompts, _clean: Outputs) -> SumsAndCounts:
+def _accuracy(outputs: Outputs, prompts: Prompts, _clean: CleanOutputs) -> SumsAndCounts:
     return prompts.accuracy(outputs)
 
 
-def _logit_diff(outputs: Outputs, prompts: Prompts, _clean: Outputs) -> SumsAndCounts:
+def _logit_diff(outputs: Outputs, prompts: Prompts, _clean: CleanOutputs) -> SumsAndCounts:
     if prompts.wrong is None:
         raise InputError("metric = 'logit_diff' needs a wrong answer to compare with: give the prompts wrong=")
     return _summed(_picked(outputs, prompts.targets) - _picked(outputs, prompts.wrong), prompts)
 
 
-def _prob(outputs: Outputs, prompts: Prompts, _clean: Outputs) -> SumsAndCounts:
+def _prob(outputs: Outputs, prompts: Prompts, _clean: CleanOutputs) -> SumsAndCounts:
     return _summed(_picked(outputs.softmax(dim=-1), prompts.targets), prompts)
 
 
-def _kl(outputs: Outputs, prompts: Prompts, clean: Outputs) -> SumsAndCounts:
+def _kl(outputs: Outputs, prompts: Prompts, clean: CleanOutputs) -> SumsAndCounts:
     if prompts.targets.is_floating_point():
         raise InputError("metric = 'kl' needs token targets: these prompts have real-valued ones, use 'loss'")
     log_p, log_q = clean.log_softmax(dim=-1), outputs.log_softmax(dim=-1)
     return _summed((log_p.exp() * (log_p - log_q)).sum(dim=-1), prompts)
 
 
-def _own(metric: OwnMetric) -> Callable[[Outputs, Prompts, Outputs], SumsAndCounts]:
-    def measure(outputs: Outputs, prompts: Prompts, _clean: Outputs) -> SumsAndCounts:
+def _own(metric: OwnMetric) -> Callable[[Outputs, Prompts, CleanOutputs], SumsAndCounts]:
+    def measure(outputs: Outputs, prompts: Prompts, _clean: CleanOutputs) -> SumsAndCounts:
         values = metric(outputs, prompts)
         if not isinstance(values, Tensor) or values.shape != (len(prompts),):
             got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -147,7 +148,7 @@ def _summed(values: Float[Tensor, "batch pos"], prompts: Prompts) -> SumsAndCoun
     return torch.where(prompts.scored, values, 0.0).sum(dim=1), prompts.scored.sum(dim=1)
 
 
-_NAMED: dict[str, Callable[[Outputs, Prompts, Outputs], SumsAndCounts]] = {
+_NAMED: dict[str, Callable[[Outputs, Prompts, CleanOutputs], SumsAndCounts]] = {
     "loss": _loss,
     "accuracy": _accuracy,
     "logit_diff": _logit_diff,
