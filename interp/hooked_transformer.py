@@ -14,6 +14,7 @@ from transformer_lens.hook_points import HookPoint
 from interp.components import Block, Embed, LayerNorm, PosEmbed, Unembed, shown, watched
 from interp.hook_gate import GuardedHook, HookFunction, Name, matching_points, refuse_unfired
 from interp.hooked_transformer_config import HookedTransformerConfig
+from interp.hub import SharedModel
 from interp.initialisation import freeze, initialise
 from tasks.errors import InputError
 
@@ -22,7 +23,7 @@ _COSTLY = ("hook_result", "hook_q_input", "hook_k_input", "hook_v_input", "hook_
 _TOKENIZER_HELPERS = ("to_tokens", "to_string", "to_str_tokens", "to_single_token", "tokenizer", "generate")
 
 
-class HookedTransformer(HookedRootModule):
+class HookedTransformer(SharedModel, HookedRootModule):
     """A transformer with a hook point at every activation; parameters and hooks as in TransformerLens 3.
 
     It differs from TransformerLens' class where that was silent: an unknown hook name, a filter that matches
