@@ -74,7 +74,7 @@ class Result(ABC):
         return values
 
     def save(self, folder: Path | str) -> Path:
-        """Write ``<name>.csv`` and ``<name>.json`` (title, settings, notes); files that exist are refused.
+        """Write ``<name>.csv`` and ``<name>.json`` (title, settings, notes) into a folder, made if need be.
 
         Raises:
             InputError: one of the files exists.
@@ -88,6 +88,7 @@ class Result(ABC):
         for path in contents:
             if path.exists():
                 raise InputError(f"{path} exists: choose another folder, or remove it first")
+        folder.mkdir(parents=True, exist_ok=True)
         for path, content in contents.items():
             write_atomically(path, content)
         return folder
