@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from analyses.memory_heads import circuit_recall
     from analyses.memory_readouts import recall_readouts
     from analyses.report import write_report
+    from analyses.report.ablation_report import write_ablation_report
+    from analyses.report.comparison_report import write_comparison
 
 _HOMES = {
     "ablate": "ablation",
@@ -28,6 +30,8 @@ _HOMES = {
     "memory_recall": "memory",
     "recall_readouts": "memory_readouts",
     "score_attention_patterns": "attention_patterns",
+    "write_ablation_report": "report.ablation_report",
+    "write_comparison": "report.comparison_report",
     "write_report": "report",
 }
 
@@ -44,6 +48,8 @@ __all__ = [
     "memory_recall",
     "recall_readouts",
     "score_attention_patterns",
+    "write_ablation_report",
+    "write_comparison",
     "write_report",
 ]
 

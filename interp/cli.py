@@ -93,13 +93,36 @@ def train(
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
-    out: Annotated[Path | None, typer.Option(help="A new folder for the report; by default RUN/report.")] = None,
+    other: Annotated[Path | None, typer.Argument(help="A second run, to compare with the first.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder; by default RUN/report, for two runs ./RUN-beside-OTHER.")
+    ] = None,
 ) -> None:
-    """Analyse a run: report.html, tables as CSV, report.md and report.json."""
+    """Analyse a run, or two side by side: report.html, tables as CSV, report.md and report.json."""
     from interp.run import Run
 
     loaded = Run.load(run)
-    typer.echo(f"report: {_write_report(loaded, out or loaded.path / REPORT_FOLDER)}")
+    if other is None:
+        typer.echo(f"report: {_write_report(loaded, out or loaded.path / REPORT_FOLDER)}")
+        return
+    from analyses import write_comparison
+
+    folder = out or Path(f"{run.resolve().name}-beside-{other.resolve().name}")
+    typer.echo(f"report: {write_comparison(loaded, Run.load(other), folder)}")
+
+
+@app.command()
+def ablate(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    spec: Annotated[Path, typer.Option(help="A TOML file of [[ablation]] tables: name, sites, method, metric, by.")],
+    out: Annotated[Path | None, typer.Option(help="A new folder; by default RUN/ followed by the file's name.")] = None,
+) -> None:
+    """Ablate named sets of heads, MLPs or layers: report.html, tables as CSV, report.md and report.json."""
+    from analyses import write_ablation_report
+    from interp.run import Run
+
+    loaded = Run.load(run)
+    typer.echo(f"report: {write_ablation_report(loaded, spec, out or loaded.path / spec.stem)}")
 
 
 def _train(

@@ -9,13 +9,11 @@ from analyses.report.contents import Report
 from analyses.report.folder import PAGE, refuse_occupied, write_folder
 from analyses.report.generic_report import GENERIC_METHOD, generic_sections
 from analyses.report.provenance import facts_of, settings_of
+from analyses.report.seeds import REPORT_STREAM
 from interp.run import Run
 from tasks.bigram import BigramICL
 from tasks.errors import InputError
 from tasks.prompts import Prompts
-
-REPORT_STREAM = 1_380_274_260
-"""Last word of the seed of a report's prompts; training and evaluation seeds have one word or two, never this third."""
 
 
 def write_report(run: Run, out: str | Path, *, seed: int = 0, n_prompts: int = 512) -> Path:
