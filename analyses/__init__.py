@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from analyses.attribution import attribute_heads
     from analyses.comparison import compare_predictors
     from analyses.dynamics import analyse_checkpoints
+    from analyses.crosstalk import crosstalk_against_width
     from analyses.interaction import ablate_pairs
     from analyses.memory import memory_recall
     from analyses.memory_heads import circuit_recall
@@ -27,6 +28,7 @@ _HOMES = {
     "analyse_checkpoints": "dynamics",
     "circuit_recall": "memory_heads",
     "compare_predictors": "comparison",
+    "crosstalk_against_width": "crosstalk",
     "memory_recall": "memory",
     "recall_readouts": "memory_readouts",
     "score_attention_patterns": "attention_patterns",
@@ -45,6 +47,7 @@ __all__ = [
     "attribute_heads",
     "circuit_recall",
     "compare_predictors",
+    "crosstalk_against_width",
     "memory_recall",
     "recall_readouts",
     "score_attention_patterns",

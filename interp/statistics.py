@@ -140,6 +140,22 @@ def seed_interval(values: Float[ndarray, "seeds *shape"], *, confidence: float =
     return Interval(*(np.asarray(part) for part in (mean, mean - half, mean + half)))  # one value is an array too
 
 
+def jackknife_values(whole: float, without_each: Float[ndarray, "units"]) -> Float[ndarray, "units"]:
+    """One value per unit (seed, block) of an estimate that is no mean, such as a ratio: n θ − (n − 1) θ₋ᵢ.
+
+    ``whole`` is the estimate θ from all n units and ``without_each[i]`` the estimate θ₋ᵢ without unit i. Their mean
+    is the estimate less its first-order bias, and ``seed_interval`` takes them like any values. For a mean they are
+    the units' own values.
+
+    Source: Tukey (1958), Bias and confidence in not quite large samples (from memory).
+
+    >>> jackknife_values(2.0, np.array([2.5, 2.0, 1.5]))
+    array([1., 2., 3.])
+    """
+    n = len(without_each)
+    return n * whole - (n - 1) * without_each
+
+
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise InputError(f"confidence = {confidence} is no probability: give a number between 0 and 1, 0.95 say")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from interp.statistics import ratio_interval, seed_interval, simultaneous_ratio_interval
+from interp.statistics import jackknife_values, ratio_interval, seed_interval, simultaneous_ratio_interval
 from tasks.errors import InputError
 
 # 95 % of 2500 intervals: one standard error of the measured coverage is 0.44 %, the accepted band is ± 2 %.
@@ -150,6 +150,20 @@ def test_a_seed_interval_is_students():
     assert interval.estimate.tolist() == [3.0, 2.0]
     assert interval.low == pytest.approx([low, 2.0])
     assert interval.high == pytest.approx([high, 2.0])
+
+
+def test_jackknife_values_of_a_mean_are_the_values():
+    values = np.random.default_rng(0).normal(size=6)
+    without = (values.sum() - values) / 5
+    assert jackknife_values(values.mean(), without) == pytest.approx(values)
+
+
+def test_jackknife_values_take_the_bias_from_a_squared_mean():
+    # The square of a mean exceeds the squared expectation by σ²/n; taking s²/n off makes it unbiased.
+    values = np.random.default_rng(1).normal(size=7)
+    without = ((values.sum() - values) / 6) ** 2
+    unbiased = values.mean() ** 2 - values.var(ddof=1) / 7
+    assert jackknife_values(values.mean() ** 2, without).mean() == pytest.approx(unbiased)
 
 
 def test_one_prompt_is_refused():
