@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.figures import INK, MUTED, component_bars, component_colour, curves, look, source_points, words
+from analyses.figures import INK, MUTED, component_bars, component_colour, curves, look, plain, source_points
 from analyses.report.bigram_report import IN_CONTEXT, SEGMENT, BigramMeasurements
 from analyses.report.contents import FigureOf, Section, TableOf
 from analyses.report.findings import Finding
@@ -24,7 +24,7 @@ _EFFECT = ("component", SEGMENT, "metric", "baseline", "ablated", "delta", "ci_l
 BIGRAM_METHOD = (
     (
         "Every number is measured anew on prompts that were neither trained nor evaluated on in training. Brackets are "
-        "95 % confidence intervals: a bootstrap over prompts, paired where two things are compared on the same "
+        "95% confidence intervals: a bootstrap over prompts, paired where two things are compared on the same "
         "prompts. For a recall, which asks every token or position there is, they say how sure a share of so few is "
         "(Wilson)."
     ),
@@ -151,11 +151,13 @@ def _attention(measured: BigramMeasurements, model: HookedTransformer, finding: 
     known = [f"{head} is {_article(role)}" for head, role in roles.items()]
     heading = _listed(known) if known else "No head attends along a known relation most of the time"
     figure = _bars(measured.attention.frame, "score", "metric", "attention paid (share)")
-    figure.add_trace(_even(measured.attention.frame))
+    _mark_even_attention(figure, measured.attention.frame)
     heads = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
     ranked = [tuple(int(part) for part in name[1:].split("H")) for name in _by_importance(measured)]
     shown = sorted(ranked[:MOST_PATTERNS]) if len(heads) > MOST_PATTERNS else heads
-    text = ["Rows are where the model is (destination), columns where it looks (source); darker means more attention."]
+    text = [
+        "Rows are where the model is (destination), columns where it looks (source). Stronger colour, more attention."
+    ]
     if len(heads) > MOST_PATTERNS:
         text.append(f"Shown are the {MOST_PATTERNS} heads whose removal costs most, of {len(heads)}.")
     return Section(
@@ -194,8 +196,8 @@ def _memories(measured: BigramMeasurements, finding: Finding) -> Section:
     heading = f"{_listed(kept)} {'remembers' if len(kept) == 1 else 'remember'}" if kept else "No memory in the weights"
     if measured.recall is None:
         return Section(finding.key, "Memories", heading, text=(finding.sentence,))
-    figure = measured.recall.plot().update_layout(template=look(), title=None, showlegend=True)
-    figure.update_traces(marker={"color": INK}, selector={"name": "chance"})
+    figure, n_rows = _recalls(measured.recall.frame)
+    caption = "Recall of each memory, in the colour of its head; the mark is what labels dealt at random would give."
     shown = (
         "memory",
         "component",
@@ -220,11 +222,24 @@ def _memories(measured: BigramMeasurements, finding: Finding) -> Section:
                 "one."
             ),
         ),
-        figures=[
-            FigureOf(figure, "Recall of each memory; the dash is what labels dealt at random would give.", wide=True)
-        ],
+        figures=[FigureOf(figure, caption, height=100 + 56 * n_rows, wide=True)],
         tables=[_table("memory_recall", "Recall of the associative memories", measured.recall, shown)],
     )
+
+
+def _recalls(frame: pd.DataFrame) -> tuple[go.Figure, int]:
+    """A bar for every recall in the colour of its head, with a mark at chance; and how many there are."""
+    rows = frame.loc[frame["recall"].notna()].to_dict("records")
+    n_heads = 1 + max((int(row["head"]) for row in rows), default=0)
+    places = [f"{row['memory']}, {row['component']}<br>{plain(row['index_set'].split(', ')[-1])}" for row in rows]
+    colours = [component_colour(int(row["layer"]), int(row["head"]), n_heads) for row in rows]
+    recalls = [row["recall"] for row in rows]
+    bars = go.Bar(y=places, x=recalls, orientation="h", marker={"color": colours}, width=0.5)
+    mark = {"symbol": "line-ns", "size": 26, "line": {"width": 2, "color": INK}}
+    chance = go.Scatter(y=places, x=[row["chance"] for row in rows], mode="markers", marker=mark)
+    figure = go.Figure([bars, chance]).update_layout(template=look(), showlegend=False)
+    figure.update_yaxes(autorange="reversed")
+    return figure.update_xaxes(title_text="recall (share)", range=[0, 1.03]), len(rows)
 
 
 def _training(history: pd.DataFrame, model: HookedTransformer) -> Section:
@@ -261,7 +276,8 @@ def _points(frame: pd.DataFrame, metric: str, title: str) -> go.Figure:
     order = {source: rank for rank, source in enumerate(frame["source"].unique())}
     rows = rows.sort_values("source", key=lambda sources: sources.map(order), kind="stable")
     figure = go.Figure(source_points(rows, by=SEGMENT))
-    figure.update_yaxes(autorange="reversed")
+    figure.update_traces(cliponaxis=False)
+    figure.update_yaxes(categoryorder="array", categoryarray=[plain(source) for source in order][::-1])
     figure.update_xaxes(title_text=title, rangemode="tozero")
     return figure.update_layout(template=look())
 
@@ -296,15 +312,12 @@ def _lost_caption(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _even(frame: pd.DataFrame) -> go.Scatter:
+def _mark_even_attention(figure: go.Figure, frame: pd.DataFrame) -> None:
+    """A dotted line across each group of bars: the score of a head that attends evenly."""
     once = frame.drop_duplicates("metric")
-    return go.Scatter(
-        x=[words(metric) for metric in once["metric"]],
-        y=once["uniform"].to_numpy(dtype=float),
-        mode="markers",
-        name="attends evenly",
-        marker={"symbol": "line-ew", "size": 34, "line": {"width": 2, "color": INK}},
-    )
+    for place, even in enumerate(once["uniform"].to_numpy(dtype=float)):
+        line = {"color": MUTED, "dash": "dot", "width": 2}
+        figure.add_shape(type="line", x0=place - 0.42, x1=place + 0.42, y0=even, y1=even, line=line, layer="above")
 
 
 def _by_importance(measured: BigramMeasurements) -> list[str]:
@@ -318,7 +331,7 @@ def _table(name: str, title: str, result: Any, columns: tuple[str, ...] = ()) ->
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}%"
 
 
 def _article(role: str) -> str:

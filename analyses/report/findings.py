@@ -193,7 +193,7 @@ def _without(one: dict[str, Any]) -> str:
 
 
 def _recalled(one: dict[str, Any]) -> str:
-    recall, chance = _share(one["recall"]), f"{100 * one['chance']:.1f} %"
+    recall, chance = _share(one["recall"]), f"{100 * one['chance']:.1f}%"
     return f"{one['memory']} ({one['role']}) recalls {recall} of {one['n']} {one['queries']} (chance {chance})"
 
 
@@ -205,10 +205,10 @@ def _share(numbers: dict[str, float]) -> str:
     """A share in percent with its interval.
 
     >>> _share({"value": 0.5, "ci_low": 0.45, "ci_high": 0.55})
-    '50.0 % [45.0, 55.0]'
+    '50.0% [45.0, 55.0]'
     """
     low, high = (100 * numbers[end] for end in ("ci_low", "ci_high"))
-    return f"{100 * numbers['value']:.1f} % [{low:.1f}, {high:.1f}]"
+    return f"{100 * numbers['value']:.1f}% [{low:.1f}, {high:.1f}]"
 
 
 def _p_value(p: float) -> str:

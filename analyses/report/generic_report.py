@@ -16,7 +16,7 @@ from tasks.prompts import Prompts
 GENERIC_METHOD = (
     (
         "Every number is measured anew on prompts that were neither trained nor evaluated on in training. Intervals "
-        "are 95 %: a bootstrap over prompts, paired where the model is compared with itself. This task has no "
+        "are 95%: a bootstrap over prompts, paired where the model is compared with itself. This task has no "
         "reference predictors here, so nothing is concluded from the numbers."
     ),
 )

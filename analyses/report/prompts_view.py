@@ -10,6 +10,8 @@ from analyses.report.visible import visible
 from interp import HookedTransformer
 from tasks.prompts import Prompts
 
+_LONGEST_LABEL = 8
+
 
 def guesses_of(model: HookedTransformer, prompts: Prompts) -> list[list[Guess]]:
     """For every prompt its tokens, each with the guess that the model made before it saw it."""
@@ -35,7 +37,7 @@ def guesses_of(model: HookedTransformer, prompts: Prompts) -> list[list[Guess]]:
                 about += f"; it guessed {visible(names[int(guess[row, pos])])} ({best[row, pos]:.1%})"
             scored = bool(prompts.scored[row, pos])
             kind = ("right" if right else "wrong") if scored else "unscored"
-            tokens.append(Guess(target, kind, segment, about.replace("%", " %")))
+            tokens.append(Guess(target, kind, segment, about))
         shown.append(tokens)
     return shown
 
@@ -55,7 +57,7 @@ def patterns_of(
         if names is None:
             tokens = tuple(str(pos) for pos in range(patterns[0].shape[-1]))
         else:
-            tokens = tuple(visible(names[token]) for token in prompts.inputs[row, :positions].tolist())
+            tokens = tuple(_short(visible(names[token])) for token in prompts.inputs[row, :positions].tolist())
         shown.append(PatternsOf(tokens, named, torch.stack(patterns), model.cfg.attention_dir == "causal"))
     return shown
 
@@ -63,6 +65,11 @@ def patterns_of(
 def token_names(prompts: Prompts, size: int) -> tuple[str, ...]:
     """What each token stands for, or its number."""
     return prompts.vocab if prompts.vocab is not None else tuple(str(token) for token in range(size))
+
+
+def _short(token: str) -> str:
+    """A token that fits beside a picture."""
+    return token if len(token) <= _LONGEST_LABEL else f"{token[: _LONGEST_LABEL - 1]}…"
 
 
 def _segment(prompts: Prompts, row: int, pos: int) -> str:
