@@ -36,13 +36,11 @@ def main(names: list[str]) -> None:
 
 def keep(made: Path, shipped: Path) -> None:
     """Copy all but optimiser states and all checkpoints but the last."""
-    shutil.rmtree(shipped, ignore_errors=True)
     last = max((made / "checkpoints").glob("step-*.safetensors"))
-    (shipped / "checkpoints").mkdir(parents=True)
+    shutil.rmtree(shipped, ignore_errors=True)
+    shutil.copytree(made, shipped, ignore=shutil.ignore_patterns("checkpoints"))
+    (shipped / "checkpoints").mkdir()
     shutil.copy(last, shipped / "checkpoints")
-    for path in made.iterdir():
-        if path.is_file():
-            shutil.copy(path, shipped)
 
 
 if __name__ == "__main__":
