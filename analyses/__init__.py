@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from analyses.attention_patterns import score_attention_patterns
     from analyses.attribution import attribute_heads
     from analyses.comparison import compare_predictors
-    from analyses.dynamics import analyse_checkpoints
     from analyses.crosstalk import crosstalk_against_width
+    from analyses.dynamics import analyse_checkpoints
     from analyses.interaction import ablate_pairs
     from analyses.memory import memory_recall
     from analyses.memory_heads import circuit_recall

@@ -102,8 +102,8 @@ def crosstalk_against_width(
             shared out among the widths (Bonferroni). The two ratios use each seed's jackknife value.
 
     Raises:
-        InputError: fewer than 2 pairs or 5 seeds, a width below 2 or twice, an unknown kind of pairs, a confidence outside
-            0 to 1.
+        InputError: fewer than 2 pairs or 5 seeds, a width below 2 or twice, an unknown kind of pairs, or a confidence
+            outside 0 to 1.
 
     Source: the picture is that of Bietti et al. 2023, section 4 (near-orthonormal embeddings); the moments are our
     own algebra.
