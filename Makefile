@@ -16,10 +16,11 @@ test: $(VENV)/dev
 	$(BIN)/python -m pytest $(TYPED) -m "not slow and not refusal"
 	$(BIN)/python -m pytest -m "not slow and refusal"
 
-test-all: $(VENV)/dev
-	$(BIN)/python -m pytest $(TYPED) -m "not refusal"
-	$(BIN)/python -m pytest -m refusal
-	$(MAKE) parity
+# Everything, in both environments: on the newest TransformerLens, and on the last that has its own HookedTransformer.
+test-all: $(VENV)/dev .venv-parity/ready
+	for python in $(BIN)/python .venv-parity/bin/python; do \
+		$$python -m pytest $(TYPED) -m "not refusal" && $$python -m pytest -m refusal || exit 1; \
+	done
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .

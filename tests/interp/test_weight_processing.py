@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from analyses import attribute_heads, circuit_recall
+from analyses import attribute_heads, circuit_recall, memory_recall
 from interp import HookedTransformer, HookedTransformerConfig, InputError
 from interp.weight_processing import center_unembed, center_writing_weights, fold_ln
 from tasks.prompts import Prompts
@@ -162,3 +162,13 @@ def test_the_caveat_advises_folding_until_it_is_done(hidden_copier):
     assert "normalisation's scale" in before
     assert "fold_ln" not in after
     assert "normalisation's scale" in after  # each position's own, which no matrix can hold
+
+
+def test_the_weights_before_training_of_a_processed_model_are_unknown():
+    trained = built(attn_only=True)
+    assert memory_recall(trained).settings["initial"] == "drawn from cfg.seed"
+    folded = memory_recall(fold_ln(trained))
+    assert folded.settings["initial"] == "unknown"
+    assert any("converted or processed, give init_model" in note for note in folded.notes)
+    given = memory_recall(fold_ln(trained), init_model=fold_ln(HookedTransformer(trained.cfg)))
+    assert given.settings["initial"] == "given"
