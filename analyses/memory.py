@@ -42,7 +42,10 @@ def memory_recall(
     - W_K2, ``blocks.1.attn.W_K``: share of triggers k with argmax_v w_E(k) · w_1(v) W_K2 = k over v in Q (chance
       1/|Q|); again over the whole vocabulary.
     - W_F, ``blocks.1.mlp.W_F``: KL(π_b(.|v) ‖ softmax(w_E(v) W_F W_U)), mean over tokens v not in Q; over all tokens
-      where every token can be a trigger.
+      where every token can be a trigger. Again "with the direct path" from embedding to unembedding,
+      softmax(w_E(v) (W_F + 1) W_U), which no cosine belongs to: the feed-forward part reads the residual stream and
+      adds to it, so that a two-layer model without normalisation computes exactly this where both attention layers
+      write nothing, but for the position, w_E(v) + p_t in place of w_E(v). The first row is the paper's readout.
 
     Where queries are not the identity, W_Q is part of the score. Ties are no recall. The cosine compares W − W_init
     with ``ideal_memory``, built from the model's present embeddings (W_F: over the tokens it is asked about).

@@ -27,6 +27,9 @@ Memory = Literal["W_O2", "W_K1", "W_K2", "W_F"]
 EARLY_POSITIONS = 64
 """Where the paper cuts the positions in its second W_K1 probe [code]."""
 
+WITH_DIRECT_PATH = "with the direct path"
+"""Marks the W_F row whose logits include what the embedding itself sends to the unembedding."""
+
 Rows = tuple[list[dict[str, Any]], list[str]]
 """Rows of the frame and notes on them."""
 
@@ -42,6 +45,7 @@ class CircuitReading:
         later: the induction head.
         triggers: Q; None means every token.
         n_pos: positions 0 … n_pos − 1 are asked about.
+        direct_path: whether W_F is read with the direct path as well.
     """
 
     now: CircuitWeights
@@ -51,6 +55,7 @@ class CircuitReading:
     triggers: tuple[int, ...] | None
     bigram: Float[Tensor, "vocab vocab"] | None
     n_pos: int
+    direct_path: bool = True
 
     def why_not(self, memory: Memory) -> str | None:
         """Why a memory does not apply to this model and task, or None if it does."""
@@ -160,18 +165,23 @@ def _probe_W_K2(reading: CircuitReading, n_permutations: int, seed: int) -> Rows
 
 def _probe_W_F(reading: CircuitReading, n_permutations: int, seed: int) -> Rows:
     weights, layer, tokens = reading.now, reading.later[0], reading.global_tokens
-    W_F, bigram = weights.W_F[layer], reading.bigram
+    W_F, bigram, w_E = weights.W_F[layer], reading.bigram, weights.W_E[tokens]
     assert bigram is not None  # why_not has seen to it
-    table = kl_table(bigram[tokens], feed_forward_logits(weights.W_E[tokens], W_F, weights.W_U).to(bigram.dtype))
-    p_value = pairing_p_value(table, n_permutations=n_permutations, seed=seed)
-    index_set = "all tokens" if reading.triggers is None else "tokens that are no triggers"
-    row = about("W_F", (layer, None), None, "bigram", f"blocks.{layer}.mlp.W_F", index_set)
-    row |= {"n": len(tokens), "kl": float(table.diagonal().mean()), "chance": float(table.mean())}
-    row |= {"p_value": p_value, "significant": p_value <= SIGNIFICANCE_LEVEL}
+    asked = "all tokens" if reading.triggers is None else "tokens that are no triggers"
+    written = {asked: feed_forward_logits(w_E, W_F, weights.W_U)}
+    if reading.direct_path:
+        written[f"{asked}, {WITH_DIRECT_PATH}"] = written[asked] + w_E @ weights.W_U
+    rows = []
+    for index_set, logits in written.items():
+        table = kl_table(bigram[tokens], logits.to(bigram.dtype))
+        p_value = pairing_p_value(table, n_permutations=n_permutations, seed=seed)
+        row = about("W_F", (layer, None), None, "bigram", f"blocks.{layer}.mlp.W_F", index_set)
+        row |= {"n": len(tokens), "kl": float(table.diagonal().mean()), "chance": float(table.mean())}
+        rows.append(row | {"p_value": p_value, "significant": p_value <= SIGNIFICANCE_LEVEL})
     if reading.then is not None:
         directions = log_bigram_directions(bigram[tokens].to(W_F.dtype), weights.W_U)
-        row["cosine"] = cosine(W_F - reading.then.W_F[layer], ideal_memory(weights.W_E[tokens], directions))
-    return [row], []
+        rows[0]["cosine"] = cosine(W_F - reading.then.W_F[layer], ideal_memory(w_E, directions))
+    return rows, []
 
 
 PROBES: dict[Memory, Callable[[CircuitReading, int, int], Rows]] = {

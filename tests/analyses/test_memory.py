@@ -19,6 +19,7 @@ EVERY_ROW = [
     ("W_K2", "triggers"),
     ("W_K2", "triggers, keys of the whole vocabulary"),
     ("W_F", "tokens that are no triggers"),
+    ("W_F", "tokens that are no triggers, with the direct path"),
 ]
 
 
@@ -69,10 +70,10 @@ def test_ideal_memories_are_recalled_without_exception(circuit: InductionCircuit
     frame = result.frame
     assert list(zip(frame["memory"], frame["index_set"], strict=True)) == EVERY_ROW
     assert frame["recall"].tolist()[:5] == [1.0] * 5
-    assert frame["n"].tolist() == [63, 79, 63, 5, 5, 58]
+    assert frame["n"].tolist() == [63, 79, 63, 5, 5, 58, 58]
     assert frame["chance"].tolist()[:5] == [1 / 63, 1 / 79, 1 / 63, 1 / 5, 1 / 63]
     assert frame["significant"].all()
-    assert frame["component"].tolist() == ["L1H0", "L0H0", "L0H0", "L1H0", "L1H0", "L1.mlp"]
+    assert frame["component"].tolist() == ["L1H0", "L0H0", "L0H0", "L1H0", "L1H0", "L1.mlp", "L1.mlp"]
     assert set(frame["parameter"]) == set(circuit.parameters.values())
     assert (frame["crosstalk"][:5].abs() < 1e-5).all()
     assert (frame["margin"][:5] > 1e4).all()
@@ -81,6 +82,8 @@ def test_ideal_memories_are_recalled_without_exception(circuit: InductionCircuit
     # π_b is stored smoothed by 0.1 %, so the divergence is at most −log 0.999.
     assert 0 < row(frame, *EVERY_ROW[5])["kl"] < -math.log(0.999)
     assert row(frame, *EVERY_ROW[5])["chance"] > 1
+    # Orthogonal embeddings have no direct path.
+    assert row(frame, *EVERY_ROW[6])["kl"] == pytest.approx(row(frame, *EVERY_ROW[5])["kl"], rel=1e-3)
 
 
 def test_ideal_memories_are_parallel_to_the_ideal(circuit: InductionCircuit, task: BigramICL) -> None:
@@ -158,8 +161,9 @@ def test_readouts_agree_with_the_papers_formulas_in_column_vectors() -> None:
     def found_trigger(k: int, keys) -> bool:
         return best(keys, lambda v: w_E[k] @ (W_K2 @ w_1[v])) == k
 
-    def divergence(v: int) -> float:
-        predicted = torch.stack([w_U[j] @ (W_F @ w_E[v]) for j in range(9)]).double().softmax(dim=0)
+    def divergence(v: int, direct: float) -> float:
+        written = [w_U[j] @ (W_F @ w_E[v]) + direct * (w_U[j] @ w_E[v]) for j in range(9)]
+        predicted = torch.stack(written).double().softmax(dim=0)
         return sum(float(bigram[v, j] * (bigram[v, j] / predicted[j]).log()) for j in range(9))
 
     others = [v for v in range(9) if v not in triggers]
@@ -174,8 +178,25 @@ def test_readouts_agree_with_the_papers_formulas_in_column_vectors() -> None:
     assert list(zip(frame["memory"], frame["index_set"], strict=True)) == EVERY_ROW
     assert frame["recall"].tolist()[:5] == pytest.approx(expected)
     assert sum(expected) > 0
-    kl = sum(divergence(v) for v in others) / len(others)
-    assert row(frame, *EVERY_ROW[5])["kl"] == pytest.approx(kl, rel=1e-4)
+    for place, direct in ((5, 0.0), (6, 1.0)):
+        kl = sum(divergence(v, direct) for v in others) / len(others)
+        assert row(frame, *EVERY_ROW[place])["kl"] == pytest.approx(kl, rel=1e-4)
+    assert row(frame, *EVERY_ROW[6])["kl"] > 1.1 * row(frame, *EVERY_ROW[5])["kl"]
+
+
+@torch.no_grad()
+def test_where_attention_writes_nothing_the_model_computes_the_row_with_the_direct_path() -> None:
+    model = simplified(4, d_vocab=9, d_model=11, attn_only=False, mlp_type="linear", mlp_layers=(1,))
+    for block in model.blocks:
+        block.attn.W_O.zero_()
+    model.pos_embed.W_pos.zero_()
+    bigram = torch.rand(9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    bigram /= bigram.sum(dim=1, keepdim=True)
+    predicted = model(torch.arange(9)[:, None])[:, 0].double().log_softmax(dim=1)
+    kl = float((bigram * (bigram.log() - predicted)).sum(dim=1)[[0, 1, 2, 4, 5, 6, 7]].mean())
+    frame = memory_recall(model, triggers=[3, 8], bigram=bigram, memories=["W_F"]).frame
+    assert frame["kl"][1] == pytest.approx(kl, rel=1e-5)
+    assert frame["kl"][0] != pytest.approx(kl, rel=0.01)
 
 
 def test_what_was_learned_is_told_from_what_was_drawn() -> None:
@@ -235,7 +256,7 @@ def test_untrained_models_with_another_unembedding_remember_nothing() -> None:
             model.unembed.W_U.copy_(model.W_U[:, torch.randperm(12, generator=generator)])
 
     share = significant_share(100, shuffle, memories=["W_O2", "W_F"])
-    assert len(share) == 2
+    assert len(share) == 3
     assert (share <= 0.05).all(), share
 
 
@@ -284,7 +305,7 @@ def test_what_does_not_apply_is_left_out_with_a_note_and_refused_if_asked_for() 
     with pytest.raises(InputError, match="W_F cannot be read: π_b is unknown, give the task or bigram"):
         memory_recall(with_memory, triggers=[1], memories=["W_F"])
     uniform = torch.full((12, 12), 1 / 12)
-    assert memory_recall(with_memory, triggers=[1], memories=["W_F"], bigram=uniform).frame["n"].tolist() == [11]
+    assert memory_recall(with_memory, triggers=[1], memories=["W_F"], bigram=uniform).frame["n"].tolist() == [11, 11]
     with pytest.raises(InputError, match="every token is a trigger"):
         memory_recall(with_memory, triggers=range(12), memories=["W_F"], bigram=uniform)
     writes_less = simplified(0, d_vocab_out=5)
