@@ -1,20 +1,19 @@
 """Do the weights hold the associative memories of an induction circuit, and how cleanly?"""
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.memory_probes import PROBES, CircuitReading, Memory
+from analyses.memory_circuit import circuit_reading, readable_memories
+from analyses.memory_probes import PROBES, Memory
 from analyses.memory_result import COLUMNS, SIGNIFICANCE_LEVEL, MemoryRecallResult, written
-from analyses.memory_weights import CircuitWeights, Head, caveat_of, initial_weights, triggers_of
+from analyses.memory_weights import caveat_of, initial_weights
 from interp.model_adapter import HookedModel
 from interp.sites import SiteLike
-from tasks.errors import InputError
 from tasks.protocol import Task
 
 
@@ -71,38 +70,20 @@ def memory_recall(
     >>> memory_recall(model, triggers=[1, 2]).frame["memory"].tolist()
     ['W_O2', 'W_K1', 'W_K2', 'W_K2']
     """
-    weights = CircuitWeights.of(model)
-    earlier, later = _circuit(weights, previous_token_head, induction_head)
-    resolved = triggers_of(task, triggers, weights.n_tokens)
+    reading, notes = circuit_reading(model, task, triggers, bigram, previous_token_head, induction_head)
     before, init_note = initial_weights(model, init_model)
-    table = _bigram(task, bigram, weights.n_tokens)
-    n_ctx = 0 if weights.W_pos is None else len(weights.W_pos)
-    n_pos = n_ctx if task is None else min(n_ctx, task.n_ctx)
-    reading = CircuitReading(weights, before, earlier, later, resolved, table, n_pos)
-    notes = [init_note] if init_note else []
-    if n_pos < n_ctx:
-        notes.append(f"of the model's {n_ctx} positions the first {n_pos} are asked about, those that the task has")
-    if resolved is None:
-        reason = "no task and no triggers were given" if task is None else "the task draws its triggers per prompt"
-        notes.append(f"{reason}: every token counts as a trigger")
-    caveat = caveat_of(model)
-    if caveat:
-        notes.append(caveat)
+    reading = replace(reading, then=before)
+    readable, left_out = readable_memories(reading, memories)
+    notes = [*([init_note] if init_note else []), *notes, *left_out]
     rows = []
-    for memory in _checked(memories):
-        reason = reading.why_not(memory)
-        if reason is None:
-            found, found_notes = PROBES[memory](reading, n_permutations, seed)
-            rows += found
-            notes += found_notes
-        elif memories is None:
-            notes.append(f"{memory} is left out: {reason}")
-        else:
-            raise InputError(f"{memory} cannot be read: {reason}")
+    for memory in readable:
+        found, found_notes = PROBES[memory](reading, n_permutations, seed)
+        rows += found
+        notes += found_notes
     settings = {
-        "previous_token_head": written(earlier),
-        "induction_head": written(later),
-        "triggers": "all" if resolved is None else list(resolved),
+        "previous_token_head": written(reading.earlier),
+        "induction_head": written(reading.later),
+        "triggers": "all" if reading.triggers is None else list(reading.triggers),
         "initial": "unknown" if before is None else "given" if init_model is not None else "drawn from cfg.seed",
         "significance_level": SIGNIFICANCE_LEVEL,
         "n_permutations": n_permutations,
@@ -110,51 +91,6 @@ def memory_recall(
     }
     frame = pd.DataFrame(rows, columns=[*COLUMNS, "kl", "cosine", "learned_margin", "learned_crosstalk"])
     frame["head"] = frame["head"].astype("Int64")  # W_F belongs to no head
-    return MemoryRecallResult(frame, "Recall of the associative memories", settings, tuple(notes), caveat=caveat)
-
-
-def _circuit(weights: CircuitWeights, earlier: SiteLike | None, later: SiteLike | None) -> tuple[Head, Head]:
-    if weights.n_layers < 2:
-        raise InputError(
-            "the model has 1 layer: an induction circuit needs 2, ask circuit_recall about single heads instead"
-        )
-    if earlier is None or later is None:
-        if (weights.n_layers, weights.n_heads) != (2, 1):
-            raise InputError(
-                f"the model has {weights.n_layers} layers of {weights.n_heads} heads: name previous_token_head and "
-                "induction_head, or ask circuit_recall about every head"
-            )
-        earlier, later = earlier or (0, 0), later or (1, 0)
-    heads = weights.check_head(earlier), weights.check_head(later)
-    if heads[0][0] >= heads[1][0]:
-        raise InputError(
-            f"previous_token_head {written(heads[0])} is not in an earlier layer than induction_head "
-            f"{written(heads[1])}: what it writes could not be matched there"
-        )
-    return heads
-
-
-def _checked(memories: Sequence[Memory] | None) -> Sequence[Memory]:
-    known = get_args(Memory)
-    for memory in memories or ():
-        if memory not in known:
-            raise InputError(f"memory {memory!r} is unknown: choose from {', '.join(known)}")
-    if memories is not None and not memories:
-        raise InputError(f"memories is empty: choose from {', '.join(known)}, or None for all")
-    return known if memories is None else memories
-
-
-def _bigram(task: Task | None, given: Any, n_tokens: int) -> Float[Tensor, "vocab vocab"] | None:
-    if given is None:
-        stats = getattr(task, "stats", None)
-        return None if stats is None else torch.tensor(stats.bigram)
-    if task is not None:
-        raise InputError("task and bigram were both given: give one, the task knows its bigram")
-    bigram = torch.as_tensor(given).double().cpu()
-    if tuple(bigram.shape) != (n_tokens, n_tokens):
-        raise InputError(
-            f"bigram is {list(bigram.shape)} but the model reads {n_tokens} tokens: give π_b(j|v) in row v"
-        )
-    if bool((bigram < 0).any()) or not torch.allclose(bigram.sum(dim=1), torch.ones(n_tokens).double(), atol=1e-4):
-        raise InputError("bigram's rows are no distributions: every row must be non-negative and sum to 1")
-    return bigram
+    return MemoryRecallResult(
+        frame, "Recall of the associative memories", settings, tuple(notes), caveat=caveat_of(model)
+    )
