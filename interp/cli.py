@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 
 DEFAULT_PRESET = "bietti-simplified"
 DEMO_PRESET = "bietti-simplified-ff"
-DEMO_SETTINGS = ("scored=all",)
-"""How the demo differs from the task's and the preset's own values."""
+DEMO_SETTINGS = ("scored=all", "d_model=256", "batch_size=32")
+"""How the demo differs from the task's and the preset's own values.
+
+The wider model is for W_O2. With every position scored it recalls 0.87 of the tokens after 400 steps at d_model 128
+(0.84 after 1200; seed 0), and 0.97 to 1.00 at 256 (400 steps, four seeds, and Shakespeare with one) [here].
+"""
 REPORT_FOLDER = "report"
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)

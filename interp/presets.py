@@ -46,7 +46,9 @@ _BIETTI_FULL_TRAINING = {
     "steps": 400,  # [ours]
     "batch_size": 64,  # [ours]
     "optimizer": "adamw",  # [code]
-    "lr": 0.01,  # [code]
+    # [code] has 0.01, with which this model stays at 0.26 in-context accuracy for 400 steps; this reaches 0.99 in
+    # 200 (seq_len 64, seed 0) [here].
+    "lr": 1e-3,
     "checkpoint_every": 50,  # [ours]
     "log_every": 25,  # [ours]
 }

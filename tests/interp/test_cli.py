@@ -50,7 +50,7 @@ def test_training_ends_with_0_and_says_where_and_how_good(interp, tmp_path):
     run = Run.load(tmp_path / "run")
     assert run.steps == [0, 5, 10, 15]
     assert (run.config.d_model, run.task.n_ctx, run.train_config.batch_size) == (8, 12, 4)
-    assert run.train_config.lr == 0.01  # the preset's, which nobody set
+    assert run.train_config.lr == 1e-3  # the preset's, which nobody set
 
 
 def test_a_seed_derives_all_three(interp, tmp_path):
@@ -148,7 +148,7 @@ def test_another_training_in_the_same_folder_ends_with_2_and_changes_nothing(int
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     code, _, error = interp("train", "bigram", *TINY, "--set", "lr=0.5", "--out", "run")
     assert code == 2
-    assert "train.lr = 0.01 there and 0.5 here" in error
+    assert "train.lr = 0.001 there and 0.5 here" in error
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
