@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -56,7 +56,7 @@ def as_metrics(metric: MetricLike | Sequence[MetricLike]) -> list[Metric]:
         InputError: none at all, a metric that does not exist, or two of one name.
     """
     several = metric if isinstance(metric, Sequence) and not isinstance(metric, str) else [metric]
-    metrics = [Metric.of(one) for one in several]
+    metrics = [Metric.of(cast(MetricLike, one)) for one in several]
     if not metrics:
         raise InputError(f"metric is empty: choose {', '.join(_NAMED)} or give a function")
     names = [one.name for one in metrics]

@@ -174,7 +174,7 @@ def share_significant(n_models: int) -> float:
 
 
 def test_a_few_untrained_models_have_few_significant_scores():
-    assert share_significant(12) <= 0.05
+    assert share_significant(len(FAMILIES)) <= 0.05
 
 
 @pytest.mark.slow
@@ -185,13 +185,13 @@ def test_at_most_5_percent_of_the_scores_of_200_untrained_models_are_significant
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_no_family_of_untrained_models_more_than_5_percent_are_significant(family):
-    # scores of one model depend on one another, so the allowance is two standard errors of 60 independent models
+    # scores of one model depend on one another, so the allowance is two standard errors of 25 independent models
     shares = []
-    for seed in range(60):
+    for seed in range(25):
         frame = frame_of(model_of(**FAMILIES[family], seed=seed), random_prompts(n=16, seed=seed, triggers=True))
         shares.append(frame["significant"].astype(bool).mean())
     shares = torch.tensor(shares)
-    assert shares.mean() <= 0.05 + 2 * shares.std() / 60**0.5
+    assert shares.mean() <= 0.05 + 2 * shares.std() / 25**0.5
 
 
 def test_what_has_no_tokens_is_refused():
