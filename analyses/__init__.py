@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from analyses.comparison import compare_predictors
     from analyses.crosstalk import crosstalk_against_width
     from analyses.dynamics import analyse_checkpoints
+    from analyses.gradient_memory import gradient_recall
     from analyses.interaction import ablate_pairs
     from analyses.memory import memory_recall
     from analyses.memory_heads import circuit_recall
@@ -29,6 +30,7 @@ _HOMES = {
     "circuit_recall": "memory_heads",
     "compare_predictors": "comparison",
     "crosstalk_against_width": "crosstalk",
+    "gradient_recall": "gradient_memory",
     "memory_recall": "memory",
     "recall_readouts": "memory_readouts",
     "score_attention_patterns": "attention_patterns",
@@ -48,6 +50,7 @@ __all__ = [
     "circuit_recall",
     "compare_predictors",
     "crosstalk_against_width",
+    "gradient_recall",
     "memory_recall",
     "recall_readouts",
     "score_attention_patterns",
