@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from tasks.errors import InputError
 
 T = TypeVar("T")
+_UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 
 
 @dataclass_transform(frozen_default=True)
@@ -57,12 +58,13 @@ def given_fields(config: Any) -> dict[str, Any]:
 
 def one_line(cls: type, error: ValidationError) -> str:
     """The first of pydantic's complaints, as one line that names the field, the value and the remedy."""
-    first = error.errors()[0]
+    # a misspelled key shows up as a missing one too: the unknown key is the better hint
+    first = min(error.errors(), key=lambda one: one["type"] not in _UNKNOWN)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return message
     where = ".".join(str(part) for part in first["loc"])
-    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if first["type"] in _UNKNOWN:
         return unknown_key(where, cls.__name__, [field.name for field in fields(cls)])
     if first["type"] == "missing":
         return f"{cls.__name__}.{where} is missing: give it a value"
