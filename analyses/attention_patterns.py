@@ -65,8 +65,8 @@ def score_attention_patterns(
     right after a trigger, and attention from a trigger to what followed it before.
 
     A p-value is the rank of a head's score among the heads of the same layer of untrained twins: models of the
-    same config with other initial seeds, at least 39 heads, on the same (at most 64) prompts. For a model that
-    learned nothing the ranks are uniform, so less than 5 % of scores are significant (p < 0.05).
+    same config with other initial seeds, 39 heads in all, on the same (at most 64) prompts. For a model that
+    learned nothing the ranks are uniform, so p < 0.05, which only the first of 40 has, is true of 2.5 % of its scores.
 
     Raises:
         InputError: real-valued prompts, or none.
@@ -167,7 +167,7 @@ def _null(
         ).mean()
         for k in range(-(-_N_NULL // model.cfg.n_heads))
     ]
-    return _attention_paid(model, prompts, scores, batch_size).mean(), torch.cat(twins, dim=-1)
+    return _attention_paid(model, prompts, scores, batch_size).mean(), torch.cat(twins, dim=-1)[..., :_N_NULL]
 
 
 def _rows(

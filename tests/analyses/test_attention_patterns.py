@@ -129,7 +129,7 @@ def test_a_head_that_looks_back_is_significant_and_only_there():
     model = with_patterns(model_of(), torch.stack([previous, even]).expand(40, -1, -1, -1))
     frame = frame_of(model, prompts)
     assert frame.loc[("previous_token", "L0H0"), "score"] == 1.0
-    assert frame.loc[("previous_token", "L0H0"), "p_value"] == pytest.approx(1 / 41)  # 20 twins of two heads each
+    assert frame.loc[("previous_token", "L0H0"), "p_value"] == pytest.approx(1 / 40)  # before the 39 heads of twins
     assert bool(frame.loc[("previous_token", "L0H0"), "significant"])
     assert frame.loc[("first_token", "L0H0"), "p_value"] > 0.9
     for metric in ("previous_token", "first_token"):
