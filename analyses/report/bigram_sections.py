@@ -30,11 +30,11 @@ BIGRAM_METHOD = (
     ),
     (
         "Chance is the best predictor that sees only the current token, at the positions in question. The skill of a "
-        "model is what it gets right beyond that. Nothing is claimed of a model that does not beat chance. A head is "
-        "named if the interval of the share of the skill that goes with it, corrected for the number of heads "
-        "(Bonferroni), lies at or above one half; it is said to bring the model to chance if that interval reaches the "
-        "whole. A memory is named if labels dealt at random would hardly ever give such a recall (permutation test, "
-        "corrected for the number of memories and of heads among which the circuit was chosen)."
+        "model is what it gets right beyond that. Nothing is claimed of a model that does not beat chance at 99% "
+        "confidence. A head is named if the interval of the share of the skill that goes with it, corrected for the "
+        "number of heads (Bonferroni), lies at or above one half; it is said to bring the model to chance if that "
+        "interval reaches the whole. A memory is named if labels dealt at random would hardly ever give such a recall "
+        "(permutation test, corrected for the number of memories and of heads among which the circuit was chosen)."
     ),
     "A head's role is what its attention lies on most of the time, if it lies there more than in untrained models.",
 )
@@ -77,6 +77,7 @@ def _copying(measured: BigramMeasurements, finding: Finding) -> Section:
     accuracy.update_xaxes(range=[-0.04, 1.04])
     accuracy.add_vline(x=chance, line={"color": MUTED, "dash": "dot", "width": 1.5})
     loss = _points(frame.loc[frame["value"] <= _FLOORED_LOSS], "loss", "loss (nats)")
+    loss.update_xaxes(range=[-0.25, 1.05 * min(_FLOORED_LOSS, _largest_loss(frame))])
     left_out = frame.loc[(frame["metric"] == "loss") & (frame["value"] > _FLOORED_LOSS), "source"].unique()
     note = f" Off the scale, where a predictor is sure and wrong: {', '.join(left_out)}." if len(left_out) else ""
     tables = [_table("predictors", "The model beside reference predictors", measured.comparison)]
@@ -168,8 +169,8 @@ def _attention(measured: BigramMeasurements, model: HookedTransformer, finding: 
         figures=[
             FigureOf(
                 figure,
-                "How much attention each head pays along known relations; the bar behind is a head that attends "
-                "evenly.",
+                "How much attention each head pays along known relations; a dotted line is where a head that attends "
+                "evenly would be.",
                 height=400,
                 wide=True,
             )
@@ -280,6 +281,12 @@ def _points(frame: pd.DataFrame, metric: str, title: str) -> go.Figure:
     figure.update_yaxes(categoryorder="array", categoryarray=[plain(source) for source in order][::-1])
     figure.update_xaxes(title_text=title, rangemode="tozero")
     return figure.update_layout(template=look())
+
+
+def _largest_loss(frame: pd.DataFrame) -> float:
+    """The highest end of an interval among the losses that are drawn."""
+    drawn = frame.loc[(frame["metric"] == "loss") & (frame["value"] <= _FLOORED_LOSS)]
+    return float(drawn["ci_high"].max())
 
 
 def _bars(frame: pd.DataFrame, value: str, category: str, title: str) -> go.Figure:

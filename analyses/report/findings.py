@@ -10,6 +10,8 @@ from analyses.report.skill import Estimate, Skill
 
 FAMILY_LEVEL = 0.05
 """Chance that a finding claims something of a model that learned nothing; divided among the tests it makes."""
+CLEAR = 0.99
+"""Confidence with which a model must beat chance before anything is claimed: all three findings rest on it."""
 HALF = 0.5
 _NAMED_HEADS = 3
 _ROLES = {
@@ -48,7 +50,7 @@ class Finding:
 def find_copying(skill: Skill) -> Finding:
     """Does the model predict in context, beyond what the current token tells, and beyond counting tokens?"""
     model, chance, counting, optimal = (skill.accuracy(s) for s in ("model", "chance", "counting", "optimal"))
-    over_chance, over_counting = skill.gain("chance"), skill.gain("counting")
+    over_chance, over_counting = (skill.gain(source, confidence=CLEAR) for source in ("chance", "counting"))
     seen = "of the outputs that the prompt has already shown"
     by_chance = f"the current token alone allows {_percent(chance)}"
     by_counting = f"counting over-represented tokens, {_percent(counting)}"
@@ -75,6 +77,7 @@ def find_copying(skill: Skill) -> Finding:
     estimates = {"model": model, "chance": chance, "in_context_unigram": counting, "bayes_optimal": optimal}
     estimates |= {"gain_over_chance": over_chance, "gain_over_in_context_unigram": over_counting}
     numbers |= {name: estimate.as_dict() for name, estimate in estimates.items()}
+    numbers["confidence_of_gains"] = CLEAR
     return Finding("copying", over_chance.is_positive, sentence, numbers)
 
 
@@ -84,7 +87,7 @@ def find_heads(skill: Skill, attention: pd.DataFrame) -> Finding:
     A head counts if the whole interval of the share that goes with it, corrected for the number of heads
     (Bonferroni), lies at or above one half; it brings the model to chance if that interval reaches 1 as well.
     """
-    if not skill.gain("chance").is_positive:
+    if not skill.gain("chance", confidence=CLEAR).is_positive:
         sentence = "Nothing was found about heads: the model has no skill above chance that a head could carry."
         return Finding("heads", False, sentence, {"heads": []})
     confidence = 1 - FAMILY_LEVEL / max(1, len(skill.ablated))

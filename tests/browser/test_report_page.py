@@ -49,7 +49,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def opened(browser: Any, page: Path) -> Any:
     browser.appear(width=1400)
-    browser.console(), browser.requests()
+    browser.console()
+    browser.requests()
     browser.open(page)
     return browser
 
