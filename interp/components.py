@@ -114,9 +114,13 @@ class Attention(nn.Module):
         key_input: Float[Tensor, "batch pos *key_heads d_model"],
         value_input: Float[Tensor, "batch pos *value_heads d_model"],
     ) -> Float[Tensor, "batch pos d_model"]:
-        q = shown(self.hook_q, self._queries(query_input))
-        k = shown(self.hook_k, _per_head(key_input, self.W_K, self.b_K))
-        v = shown(self.hook_v, _per_head(value_input, self.W_V, self.b_V))
+        if query_input is key_input is value_input and self._project_alike():
+            q, k, v = self._projected_together(query_input)
+        else:
+            q = self._queries(query_input)
+            k = _per_head(key_input, self.W_K, self.b_K)
+            v = _per_head(value_input, self.W_V, self.b_V)
+        q, k, v = shown(self.hook_q, q), shown(self.hook_k, k), shown(self.hook_v, v)
         if watched(self.hook_attn_scores) or watched(self.hook_pattern):
             z = self._written_out(q, k, v)
         else:
@@ -124,9 +128,27 @@ class Attention(nn.Module):
         z = shown(self.hook_z, z)
         if watched(self.hook_result):
             out = self.hook_result(torch.einsum("bphd,hdm->bphm", z, self.W_O)).sum(dim=2)
-        else:
-            out = z.flatten(2) @ self.W_O.flatten(0, 1)
-        return out if self.b_O is None else out + self.b_O
+            return out if self.b_O is None else out + self.b_O
+        return F.linear(z.flatten(2), self.W_O.flatten(0, 1).T, self.b_O)
+
+    def _project_alike(self) -> bool:
+        # A frozen matrix has no gradient to compute, which one product for all three would compute all the same.
+        trained = {weight.requires_grad for weight in (self.W_Q, self.W_K, self.W_V)}
+        return not self.cfg.identity_queries and (len(trained) == 1 or not torch.is_grad_enabled())
+
+    def _projected_together(self, resid: Float[Tensor, "batch pos d_model"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [batch, pos, head, d_head] from one product."""
+        weight = torch.cat([weight.transpose(0, 1).flatten(1) for weight in (self.W_Q, self.W_K, self.W_V)], dim=1)
+        bias = None
+        if self.b_Q is not None and self.b_K is not None and self.b_V is not None:
+            bias = torch.cat([self.b_Q.flatten(), self.b_K.flatten(), self.b_V.flatten()])
+        together = F.linear(resid, weight.T, bias).unflatten(-1, (3, self.cfg.n_heads, -1))
+        q, k, v = together.unbind(2)
+        # Parts of one tensor: an edit in place at one hook must be free to happen and must not reach the others.
+        return tuple(
+            part.clone() if watched(point) else part
+            for part, point in ((q, self.hook_q), (k, self.hook_k), (v, self.hook_v))
+        )  # pyright: ignore[reportReturnType]
 
     def _queries(self, query_input: Float[Tensor, "batch pos *heads d_model"]) -> Tensor:
         if self.cfg.identity_queries and query_input.ndim == 3 and self._identity_is_intact():
@@ -178,7 +200,7 @@ def _per_head(
         projected = torch.einsum("bphm,hmd->bphd", resid, weight)
     else:
         flat = weight.transpose(0, 1).flatten(1)  # [d_model, head · d_head]: one product for all heads
-        projected = (resid @ flat).unflatten(-1, (weight.shape[0], weight.shape[2]))
+        return F.linear(resid, flat.T, None if bias is None else bias.flatten()).unflatten(-1, (weight.shape[0], -1))
     return projected if bias is None else projected + bias
 
 
@@ -197,9 +219,9 @@ class MLP(nn.Module):
         self.hook_post = HookPoint()  # [batch, pos, d_mlp]
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        pre = x @ self.W_in if self.b_in is None else x @ self.W_in + self.b_in
-        post = shown(self.hook_post, self.act(shown(self.hook_pre, pre)))
-        return post @ self.W_out if self.b_out is None else post @ self.W_out + self.b_out
+        pre = shown(self.hook_pre, F.linear(x, self.W_in.T, self.b_in))
+        post = shown(self.hook_post, self.act(pre))
+        return F.linear(post, self.W_out.T, self.b_out)
 
 
 class LinearMemory(nn.Module):
@@ -274,5 +296,4 @@ class Unembed(nn.Module):
         self.b_U = parameter(cast(int, cfg.d_vocab_out)) if cfg.use_biases else None
 
     def forward(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab_out"]:
-        logits = resid @ self.W_U
-        return logits if self.b_U is None else logits + self.b_U
+        return F.linear(resid, self.W_U.T, self.b_U)

@@ -108,6 +108,8 @@ def assert_same(mine, theirs, *, but=()):
         if name in but:
             continue
         a, b = mine.frame[name], theirs.frame[name]
+        if name == "crosstalk":  # divided by a diagonal that may all but vanish: its inverse is what is well determined
+            a, b = 1 / a, 1 / b
         if a.dtype.kind == "f":
             np.testing.assert_allclose(a.to_numpy(float), b.to_numpy(float), atol=1e-5, rtol=1e-5, err_msg=name)
         else:
