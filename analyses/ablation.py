@@ -31,6 +31,8 @@ class AblationResult(Result):
     receipts: tuple[tuple[Receipt, ...], ...] = field(default=())
     """Per ablation, one receipt for each of its sites."""
 
+    value_column = "delta"
+
     @property
     def name(self) -> str:
         """Short name, used for files."""

@@ -46,6 +46,8 @@ class AttentionScores(Result):
     (against untrained twins; missing where none can be made), n_prompts.
     """
 
+    value_column = "score"
+
     @property
     def name(self) -> str:
         """Short name, used for files."""

@@ -19,7 +19,7 @@ from interp.statistics import ratio_interval
 from tasks.errors import InputError
 from tasks.prompts import Prompts
 
-Answer = Literal["logit", "logit_diff"]
+LinearMetric = Literal["logit", "logit_diff"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,8 @@ class AttributionResult(Result):
     Columns: layer (missing for embeddings, positions and the unembedding's bias), head, component, method,
     metric ("logit" or "logit_diff"), the label split by (if any), attribution, ci_low, ci_high, n_prompts.
     """
+
+    value_column = "attribution"
 
     @property
     def name(self) -> str:
@@ -44,7 +46,7 @@ def attribute_heads(
     model: HookedModel,
     prompts: Prompts,
     *,
-    answer: Answer = "logit",
+    metric: LinearMetric = "logit",
     by: str | None = None,
     confidence: float = 0.95,
     batch_size: int = 512,
@@ -53,7 +55,7 @@ def attribute_heads(
     """How much each component adds directly to the logit of the answer, as a mean over scored positions.
 
     A component that writes c to the residual stream adds c · (W_U[:, target] − W_U[:, wrong]) to the logit
-    difference (without the second term for ``answer="logit"``). With a final LayerNorm the direction is taken
+    difference (without the second term for ``metric="logit"``). With a final LayerNorm the direction is taken
     through it at the scale that the prompt gave, so that the rows sum to the logit all the same; what a component
     does through later layers is not seen.
 
@@ -69,19 +71,19 @@ def attribute_heads(
     >>> attribute_heads(model, prompts).frame["component"].tolist()
     ['embed', 'pos_embed', 'L0H0', 'bias']
     """
-    if answer not in ("logit", "logit_diff"):
-        raise InputError(f"answer = {answer!r} is unknown: choose 'logit' or 'logit_diff'")
+    if metric not in ("logit", "logit_diff"):
+        raise InputError(f"metric = {metric!r} is unknown: choose 'logit' or 'logit_diff'")
     if prompts.targets.is_floating_point():
         raise InputError("attribution to a logit needs token targets: these prompts have real-valued ones")
-    if answer == "logit_diff" and prompts.wrong is None:
-        raise InputError("answer = 'logit_diff' needs a wrong answer to compare with: give the prompts wrong=")
+    if metric == "logit_diff" and prompts.wrong is None:
+        raise InputError("metric = 'logit_diff' needs a wrong answer to compare with: give the prompts wrong=")
     components = [one for wrote in _writers(model) for one in wrote.components] + [("bias", None, None)]
     parts = list(groups(prompts, by))
     sums, counts = [], []
     for rows_of_batch in batches(prompts, batch_size):
         batch = prompts[rows_of_batch]
         masks = [batch.scored if part.mask is None else part.mask[rows_of_batch] & batch.scored for part in parts]
-        attributed = direct_attributions(model, batch, answer)
+        attributed = direct_attributions(model, batch, metric)
         sums.append(torch.einsum("bpc,gbp->bcg", attributed.double(), torch.stack(masks).double()).flatten(1))
         counts.append(torch.stack(masks).sum(dim=2).T.repeat(1, len(components)))
     interval = ratio_interval(
@@ -93,20 +95,20 @@ def attribute_heads(
         for j, part in enumerate(parts):
             k = index * len(parts) + j
             row: dict[str, Any] = {"layer": layer, "head": head, "component": component, "method": "direct"}
-            row["metric"] = answer
+            row["metric"] = metric
             if by is not None:
                 row[by] = part.value
             row |= {"attribution": interval.estimate[k], "ci_low": interval.low[k], "ci_high": interval.high[k]}
             rows.append(row | {"n_prompts": n_prompts[k]})
     frame = pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
-    settings = {"answer": answer, "by": by, "confidence": confidence, "seed": seed}
+    settings = {"metric": metric, "by": by, "confidence": confidence, "seed": seed}
     settings |= {"n_prompts": len(prompts), "prompts_seed": prompts.seed}
-    what = "the answer's logit" if answer == "logit" else "the answer's logit minus the wrong answer's"
+    what = "the answer's logit" if metric == "logit" else "the answer's logit minus the wrong answer's"
     return AttributionResult(frame, f"Direct contributions to {what}", settings, notes_on_intervals(frame))
 
 
 def direct_attributions(
-    model: HookedModel, prompts: Prompts, answer: Answer = "logit"
+    model: HookedModel, prompts: Prompts, metric: LinearMetric = "logit"
 ) -> Float[Tensor, "batch pos component"]:
     """What each component adds to the answer's logit at every position; over components it sums to the logit.
 
@@ -123,14 +125,14 @@ def direct_attributions(
         last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
         logits, clean = activations(model, prompts.inputs, [*(wrote.point for wrote in writers), last])
         direction = W_U[:, prompts.targets].movedim(0, -1)
-        if answer == "logit_diff":
+        if metric == "logit_diff":
             assert prompts.wrong is not None
             direction = direction - W_U[:, prompts.wrong].movedim(0, -1)
         direction, constant = _through_final_norm(model, clean[last], direction)
         if b_O is not None:
             constant = constant + direction @ b_O.sum(dim=0)
         if b_U is not None:
-            constant = constant + _answer_of(b_U.expand(*prompts.targets.shape, -1), prompts, answer)
+            constant = constant + _answer_of(b_U.expand(*prompts.targets.shape, -1), prompts, metric)
         columns = []
         for wrote in writers:
             if wrote.heads_of is None:
@@ -140,15 +142,15 @@ def direct_attributions(
                 seen = torch.einsum("hdm,bpm->bphd", W_O[wrote.heads_of], direction)
                 columns += (clean[wrote.point] * seen).sum(-1).unbind(-1)
         attributed = torch.stack([*columns, constant], dim=-1)
-        _refuse_another_sum(attributed, _answer_of(logits, prompts, answer))
+        _refuse_another_sum(attributed, _answer_of(logits, prompts, metric))
     return attributed
 
 
 def _answer_of(
-    logits: Float[Tensor, "batch pos vocab"], prompts: Prompts, answer: Answer
+    logits: Float[Tensor, "batch pos vocab"], prompts: Prompts, metric: LinearMetric
 ) -> Float[Tensor, "batch pos"]:
     of_target = logits.gather(-1, prompts.targets[..., None])[..., 0]
-    if answer == "logit" or prompts.wrong is None:
+    if metric == "logit" or prompts.wrong is None:
         return of_target
     return of_target - logits.gather(-1, prompts.wrong[..., None])[..., 0]
 

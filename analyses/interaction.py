@@ -30,6 +30,8 @@ class Interaction(Result):
     interaction, ci_low, ci_high (of the interaction; all intervals of a metric hold together), n_prompts.
     """
 
+    value_column = "interaction"
+
     @property
     def name(self) -> str:
         """Short name, used for files."""

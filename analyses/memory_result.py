@@ -35,6 +35,8 @@ class MemoryRecallResult(Result):
     caveat: str | None = field(default=None)
     """What the readouts leave out of the model's computation (normalisation, biases); among the notes as well."""
 
+    value_column = "recall"
+
     @property
     def name(self) -> str:
         """Short name, used for files."""

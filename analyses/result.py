@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.inline_figure import table_with_intervals
 from interp.atomic_files import write_atomically
 from tasks.errors import InputError
 
@@ -35,6 +36,9 @@ class Result(ABC):
     title: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    value_column: ClassVar[str] = "value"
+    """The column that a notebook draws beside the table."""
 
     @property
     @abstractmethod
@@ -96,7 +100,7 @@ class Result(ABC):
     def _repr_html_(self) -> str:
         shown = self.frame.head(_ROWS_SHOWN)
         more = len(self.frame) - len(shown)
-        parts = [f"<strong>{html.escape(self.title)}</strong>", shown.to_html(index=False, escape=True, border=0)]
+        parts = [f"<strong>{html.escape(self.title)}</strong>", table_with_intervals(shown, self.value_column)]
         if more > 0:
             parts.append(f"<em>… and {more} more rows in .frame</em>")
         parts += [f"<p>Note: {html.escape(note)}</p>" for note in self.notes]

@@ -121,7 +121,7 @@ def measure_bigram(model: HookedTransformer, task: BigramICL, prompts: Prompts, 
         zero=zero,
         mean=ablate_heads(model, prompts, method="mean", **measured),
         mlps=ablate_mlps(model, prompts, method="mean", **measured) if has_mlp else None,
-        attribution=attribute_heads(model, prompts, answer="logit_diff", by=SEGMENT, seed=seed),
+        attribution=attribute_heads(model, prompts, metric="logit_diff", by=SEGMENT, seed=seed),
         attention=attention,
         recall=recall,
     )

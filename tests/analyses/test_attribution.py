@@ -59,13 +59,13 @@ def test_contributions_sum_to_the_logit(variant, prompts):
 
 
 @each_variant
-@pytest.mark.parametrize("answer", ["logit", "logit_diff"])
-def test_the_rows_sum_to_the_mean_logit_of_the_scored_positions(variant, answer, prompts):
+@pytest.mark.parametrize("metric", ["logit", "logit_diff"])
+def test_the_rows_sum_to_the_mean_logit_of_the_scored_positions(variant, metric, prompts):
     model = random_model(**VARIANTS[variant])
-    frame = attribute_heads(model, prompts, answer=answer).frame
+    frame = attribute_heads(model, prompts, metric=metric).frame
     with torch.no_grad():
         logits = model(prompts.inputs)
-    expected = picked(logits, prompts.targets) - (answer == "logit_diff") * picked(logits, prompts.wrong)
+    expected = picked(logits, prompts.targets) - (metric == "logit_diff") * picked(logits, prompts.wrong)
     assert frame["attribution"].sum() == pytest.approx(expected[prompts.scored].mean().item(), abs=1e-5)
     assert (frame["ci_low"] <= frame["attribution"]).all()
     assert (frame["attribution"] <= frame["ci_high"]).all()
@@ -172,7 +172,7 @@ def test_what_has_no_logit_is_refused(prompts):
     with pytest.raises(InputError, match="needs token targets"):
         attribute_heads(model, Prompts.from_tensors(prompts.inputs, targets=torch.zeros(11, 5)))
     with pytest.raises(InputError, match="needs a wrong answer"):
-        attribute_heads(model, Prompts.from_tensors(prompts.inputs), answer="logit_diff")
+        attribute_heads(model, Prompts.from_tensors(prompts.inputs), metric="logit_diff")
     with pytest.raises(InputError, match="by = 'segment' is no label"):
         attribute_heads(model, prompts, by="segment")
     with pytest.raises(InputError, match="none of the 0 prompts has a scored position"):
@@ -182,6 +182,6 @@ def test_what_has_no_logit_is_refused(prompts):
 
 
 @pytest.mark.refusal
-def test_an_unknown_answer_is_refused(prompts):
-    with pytest.raises(InputError, match="answer = 'prob' is unknown: choose 'logit' or 'logit_diff'"):
-        attribute_heads(random_model(), prompts, answer="prob")
+def test_an_unknown_metric_is_refused(prompts):
+    with pytest.raises(InputError, match="metric = 'prob' is unknown: choose 'logit' or 'logit_diff'"):
+        attribute_heads(random_model(), prompts, metric="prob")

@@ -149,9 +149,9 @@ def test_interactions_are_the_same(pair, prompts):
     assert_same(*(ablate_pairs(model, prompts, method="zero") for model in pair))
 
 
-@pytest.mark.parametrize("answer", ["logit", "logit_diff"])
-def test_attributions_are_the_same(pair, prompts, answer):
-    assert_same(*(attribute_heads(model, prompts, answer=answer) for model in pair))
+@pytest.mark.parametrize("metric", ["logit", "logit_diff"])
+def test_attributions_are_the_same(pair, prompts, metric):
+    assert_same(*(attribute_heads(model, prompts, metric=metric) for model in pair))
 
 
 def test_attention_scores_are_the_same_but_for_their_null(pair, prompts):
