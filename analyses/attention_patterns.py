@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from analyses.batches import batches
 from analyses.figures import effect_figure
+from analyses.metrics import Group, groups
 from analyses.result import Result, notes_on_intervals
 from interp import HookedTransformer
 from interp.model_adapter import HookedModel, activations
@@ -55,11 +56,17 @@ class AttentionScores(Result):
 
     def plot(self) -> go.Figure:
         """Score of every head, one panel per relation."""
-        return effect_figure(self.frame, value="score", title=self.title)
+        return effect_figure(self.frame, value="score", title=self.title, by=self.settings.get("by"))
 
 
 def score_attention_patterns(
-    model: HookedModel, prompts: Prompts, *, confidence: float = 0.95, batch_size: int = 128, seed: int = 0
+    model: HookedModel,
+    prompts: Prompts,
+    *,
+    by: str | None = None,
+    confidence: float = 0.95,
+    batch_size: int = 128,
+    seed: int = 0,
 ) -> AttentionScores:
     """Which heads look at the previous token, the induction target, duplicates, the first token.
 
@@ -69,9 +76,10 @@ def score_attention_patterns(
     A p-value is the rank of a head's score among the heads of the same layer of untrained twins: models of the
     same config with other initial seeds, 39 heads in all, on the same (at most 64) prompts. For a model that
     learned nothing the ranks are uniform, so p < 0.05, which only the first of 40 has, is true of 2.5 % of its scores.
+    ``by`` splits every score by a label of the attending position, scored or not.
 
     Raises:
-        InputError: real-valued prompts, or none.
+        InputError: real-valued prompts, or none; a label that does not exist.
 
     Source: Olsson et al. (2022), In-context Learning and Induction Heads (scores); Bietti et al. (2023), section 4
     (trigger-conditioned probes).
@@ -86,19 +94,48 @@ def score_attention_patterns(
         raise InputError("attention scores need tokens: these prompts have real-valued inputs")
     if not len(prompts):
         raise InputError("prompts holds 0 prompts: sample some")
-    scores = [score for score in _SCORES if not score.needs_triggers or "trigger" in prompts.labels]
+    everywhere = replace(prompts, scored=torch.ones_like(prompts.scored))
+    scores = [
+        _ScoreOfPart(score, part)
+        for score in _SCORES
+        if not score.needs_triggers or "trigger" in prompts.labels
+        for part in groups(everywhere, by)
+    ]
     paid = _attention_paid(model, prompts, scores, batch_size)
     null = _null(model, prompts[:_NULL_PROMPTS], scores, batch_size)
-    rows = [row for k, score in enumerate(scores) for row in _rows(score, paid.of(k), null, k, confidence, seed)]
-    absent = [score.name for k, score in enumerate(scores) if not paid.counts[:, k].any()]
+    rows = [
+        {**row, **({} if by is None else {by: one.part.value})}
+        for k, one in enumerate(scores)
+        for row in _rows(one.score, paid.of(k), null, k, confidence, seed)
+    ]
+    absent = [one.name for k, one in enumerate(scores) if not paid.counts[:, k].any()]
     frame = pd.DataFrame(rows)
-    settings = {"confidence": confidence, "seed": seed, "n_prompts": len(prompts), "prompts_seed": prompts.seed}
+    settings = {"by": by, "confidence": confidence, "seed": seed}
+    settings |= {"n_prompts": len(prompts), "prompts_seed": prompts.seed}
     notes = notes_on_intervals(frame)
     if absent:
         notes += (f"no position has the relation of {', '.join(absent)}: left out",)
     if null is None:
         notes += ("no p-values: untrained twins can be made of a HookedTransformer only",)
     return AttentionScores(frame, "Attention along known relations", settings, notes)
+
+
+@dataclass(frozen=True, eq=False)
+class _ScoreOfPart:
+    """A score, taken over the attending positions of one group."""
+
+    score: _Score
+    part: Group
+
+    @property
+    def name(self) -> str:
+        """In words, for a note."""
+        return self.score.name if self.part.mask is None else f"{self.score.name} ({self.part.value})"
+
+    def relation(self, batch: Prompts, rows: slice) -> Bool[Tensor, "batch dest src"]:
+        """The pairs to look at, for the prompts of these rows."""
+        related = self.score.relation(batch)
+        return related if self.part.mask is None else related & self.part.mask[rows][:, :, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,14 +156,14 @@ class _Paid:
         return self.sums.sum(0) / self.counts.sum(0)[:, None, None]
 
 
-def _attention_paid(model: HookedModel, prompts: Prompts, scores: list[_Score], batch_size: int) -> _Paid:
+def _attention_paid(model: HookedModel, prompts: Prompts, scores: list[_ScoreOfPart], batch_size: int) -> _Paid:
     paid = []
     causal = model.cfg.attention_dir == "causal"
     with torch.no_grad():
         for rows in batches(prompts, batch_size):
             batch = prompts[rows]
             pattern = _pattern(model, batch)
-            paid.append([_paid_along(score.relation(batch), pattern, causal) for score in scores])
+            paid.append([_paid_along(one.relation(batch, rows), pattern, causal) for one in scores])
     # batches of relations of (sums, tops, counts, even) → four tensors [batch, relation, ...]
     return _Paid(
         *(torch.cat([torch.stack([one[part] for one in batch], dim=1) for batch in paid]) for part in range(4))
@@ -155,7 +192,7 @@ def _pattern(model: HookedModel, batch: Prompts) -> Float[Tensor, "batch layer h
 
 
 def _null(
-    model: HookedModel, prompts: Prompts, scores: list[_Score], batch_size: int
+    model: HookedModel, prompts: Prompts, scores: list[_ScoreOfPart], batch_size: int
 ) -> tuple[Float[Tensor, "relation layer head"], Float[Tensor, "relation layer null_head"]] | None:
     """The model's own scores on these prompts, and those of its untrained twins' heads."""
     if not isinstance(model, HookedTransformer):

@@ -5,6 +5,7 @@ import torch
 
 from analyses import score_attention_patterns
 from interp import HookedTransformer, HookedTransformerConfig
+from tasks import BigramICL
 from tasks.errors import InputError
 from tasks.prompts import Prompts
 
@@ -201,3 +202,27 @@ def test_what_has_no_tokens_is_refused():
         score_attention_patterns(model_of(), random_prompts(n=0))
     with pytest.raises(InputError, match="batch_size = -1"):
         score_attention_patterns(model_of(), random_prompts(), batch_size=-1)
+
+
+def test_scores_split_by_a_label_recombine_to_the_whole():
+    """Attention paid adds up over the groups of attending positions, and so do the positions."""
+    task = BigramICL(seq_len=24, scored="in_context")
+    prompts = task.sample(16, seed=3)
+    config = HookedTransformerConfig(n_layers=1, d_model=16, n_heads=2, n_ctx=24, d_vocab=task.d_vocab, attn_only=True)
+    model = HookedTransformer(config)
+    whole = score_attention_patterns(model, prompts).frame.set_index(["component", "metric"])
+    parts = score_attention_patterns(model, prompts, by="segment").frame
+    assert set(parts["segment"]) == {"global", "first", "in_context"}
+    segment = prompts.labels["segment"][:, 1:]
+    sizes = {name: int((segment == value).sum()) for value, name in enumerate(("global", "first", "in_context"))}
+    for component in ("L0H0", "L0H1"):
+        rows = parts[(parts["component"] == component) & (parts["metric"] == "previous_token")]
+        weighted = sum(row.score * sizes[row.segment] for row in rows.itertuples()) / sum(sizes.values())
+        assert weighted == pytest.approx(whole.loc[(component, "previous_token"), "score"], abs=1e-6)
+
+
+def test_a_label_that_does_not_exist_is_refused_for_attention_scores():
+    prompts = BigramICL(seq_len=24).sample(4, seed=3)
+    config = HookedTransformerConfig(n_layers=1, d_model=16, n_ctx=24, d_vocab=63, attn_only=True)
+    with pytest.raises(InputError, match="by = 'segmant'"):
+        score_attention_patterns(HookedTransformer(config), prompts, by="segmant")
