@@ -95,9 +95,9 @@ class Dynamics(Result):
 def analyse_checkpoints(run: Run, analysis: Analysis, steps: Sequence[int] | None = None) -> Dynamics:
     """Any analysis at every checkpoint of a run (or at ``steps``), as one table with the step in front.
 
-    >>> from analyses import memory_recall  # doctest: +SKIP
-    >>> history = analyse_checkpoints(run, lambda model: memory_recall(model, run.task))  # doctest: +SKIP
-    >>> history.curves("recall", ["memory", "index_set"]).first_passing(0.9)  # doctest: +SKIP
+    >>> run = Run.shipped("bietti-full-2x4")
+    >>> analyse_checkpoints(run, lambda model: {"n_heads": model.cfg.n_heads}).frame.values.tolist()
+    [[600, 'n_heads', 4.0]]
 
     Raises:
         InputError: no checkpoint was written at one of the steps (the message lists those there are).

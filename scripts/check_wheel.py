@@ -8,13 +8,21 @@ import zipfile
 from pathlib import Path
 
 PACKAGES = {"interp", "tasks", "analyses"}
-DATA = ("tasks/data/kjv_bigrams.csv", "analyses/report/templates/report.html.j2")
+DATA = (
+    "tasks/data/kjv_bigrams.csv",
+    "analyses/report/templates/page.html.j2",
+    "analyses/report/templates/page.js",
+    "analyses/report/templates/style.css",
+    "interp/shipped/bietti-full-2x4/checkpoints/step-000600.safetensors",
+)
 TRIAL = """
 import analyses, interp, tasks
 from tasks import BigramICL
 assert all(package.__file__.startswith({target!r}) for package in (analyses, interp, tasks)), tasks.__file__
 assert BigramICL(seq_len=8).sample(2, seed=0).inputs.shape == (2, 8)
+from interp import Run
 from interp.cli import main
+assert Run.shipped("bietti-full-2x4").model.cfg.n_heads == 4
 """
 
 
