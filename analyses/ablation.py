@@ -1,5 +1,6 @@
 """What happens to the model when a head, an MLP, a layer or any set of sites is taken away."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +14,12 @@ from analyses.references import MeanOver, Method, Target, ablation_edits
 from analyses.result import Result, notes_on_intervals
 from analyses.sweep import SweepOutcome, sweep
 from interp.interventions import Receipt
-from interp.model_adapter import HookedModel, reached_points
+from interp.model_adapter import HookedModel, reached_points, refuse_other
 from interp.sites import Site, SiteLike
 from tasks.errors import InputError
 from tasks.prompts import Prompts
+
+_LAYER = re.compile(r"L(\d+)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,7 @@ def ablate_heads(model: HookedModel, prompts: Prompts, **how: Any) -> AblationRe
     >>> ablate_heads(model, prompts, method="zero").frame["component"].tolist()
     ['L0H0', 'L1H0']
     """
+    refuse_other(model)
     heads = [Site(layer, "z", head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
     return ablate(model, prompts, heads, **how)
 
@@ -72,12 +76,8 @@ def ablate_mlps(model: HookedModel, prompts: Prompts, **how: Any) -> AblationRes
 
 def ablate_layers(model: HookedModel, prompts: Prompts, **how: Any) -> AblationResult:
     """How much worse the model gets without each whole layer (attention and MLP). Arguments as for ``ablate``."""
-    reached = reached_points(model)
-    layers = [
-        tuple(site for part in ("attn", "mlp") if (site := Site(layer, part)).hook_name in reached)
-        for layer in range(model.cfg.n_layers)
-    ]
-    return ablate(model, prompts, layers, **how)
+    refuse_other(model)
+    return ablate(model, prompts, [f"L{layer}" for layer in range(model.cfg.n_layers)], **how)
 
 
 def ablate(
@@ -97,7 +97,8 @@ def ablate(
     """What each ablation does to the metric, with intervals over prompts (paired: same prompts in both arms).
 
     Args:
-        sites: what to ablate, one after the other; a list or tuple of sites within it is ablated together.
+        sites: what to ablate, one after the other (``L0`` is a whole layer); a list or tuple of sites within it is
+            ablated together.
         method: "zero" writes zeros; "mean" the mean over ``reference`` prompts (default: the prompts themselves),
             per position (``over="batch"``) or one for all positions (``over="batch_pos"``); "resample" the
             activation of another reference prompt, by a derangement drawn with ``seed``.
@@ -109,6 +110,7 @@ def ablate(
         InputError: a site, method, metric or label that does not exist, no prompts, reference prompts that cannot
             serve, or an ``over`` without a mean.
     """
+    refuse_other(model)
     targets = [as_target(model, sites_together) for sites_together in sites]
     if not targets:
         raise InputError("sites is empty: name at least one site, L1H0 say")
@@ -140,17 +142,30 @@ def as_target(model: HookedModel, together: SiteLike | Sequence[SiteLike]) -> Ta
     several = isinstance(together, list) or (
         isinstance(together, tuple) and not (len(together) == 2 and isinstance(together[1], int))
     )
-    target = tuple(Site.parse(site) for site in together) if several else (Site.parse(together),)  # pyright: ignore
+    written: list[Any] = list(together) if several else [together]  # pyright: ignore[reportArgumentType]
+    reached = reached_points(model)
+    target = tuple(site for one in written for site in _sites_of(one, reached))
     if not target:
         raise InputError("a set of sites is empty: name at least one site, L1H0 say")
     if len(set(target)) < len(target):
         raise InputError(f"the set {'+'.join(map(str, target))} names a site twice: name each once")
-    reached = reached_points(model)
     for site in target:
         site.check(model.cfg.n_layers, model.cfg.n_heads)
+        if site.component == "mlp" and site.hook_name not in reached:
+            raise InputError(f"{site} does not exist: L{site.layer} has no feed-forward part")
         if site.hook_name not in reached:
             raise InputError(f"{site} does not exist: the model has no hook point {site.hook_name}")
     return target
+
+
+def _sites_of(written: Any, reached: frozenset[str]) -> list[Site]:
+    """A site as written, or for ``L0`` the attention and (if it has one) the feed-forward part of that layer."""
+    whole = _LAYER.fullmatch(written) if isinstance(written, str) else None
+    if whole is None:
+        return [Site.parse(written)]
+    layer = int(whole[1])
+    mlp = Site(layer, "mlp")
+    return [Site(layer, "attn"), *([mlp] if mlp.hook_name in reached else [])]
 
 
 def _frame(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from analyses.references import MeanOver, Method
+from analyses.report.seeds import check_n_prompts
 from interp.validated import unknown_key, validated
 from tasks.errors import InputError
 
@@ -59,8 +60,7 @@ class AblationSpec:
     def __post_init__(self) -> None:
         if not self.ablation:
             raise InputError("the file has no [[ablation]]: write at least one")
-        if self.n_prompts < 2:
-            raise InputError(f"n_prompts = {self.n_prompts}: intervals over prompts need at least 2")
+        check_n_prompts(self.n_prompts)
         if self.seed < 0:
             raise InputError(f"seed = {self.seed}: expected a whole number of at least 0")
         names = [one.name for one in self.ablation]

@@ -16,7 +16,7 @@ from analyses.figures import effect_figure
 from analyses.metrics import Group, groups
 from analyses.result import Result, notes_on_intervals
 from interp import HookedTransformer
-from interp.model_adapter import HookedModel, activations
+from interp.model_adapter import HookedModel, activations, refuse_other
 from interp.statistics import ratio_interval
 from tasks.errors import InputError
 from tasks.prompts import Prompts
@@ -90,6 +90,7 @@ def score_attention_patterns(
     >>> score_attention_patterns(model, prompts).frame["metric"].tolist()
     ['previous_token', 'induction', 'duplicate', 'first_token']
     """
+    refuse_other(model)
     if prompts.targets.is_floating_point():
         raise InputError("attention scores need tokens: these prompts have real-valued inputs")
     if not len(prompts):

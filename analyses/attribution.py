@@ -14,7 +14,15 @@ from analyses.batches import batches
 from analyses.figures import effect_figure
 from analyses.metrics import groups
 from analyses.result import Result, notes_on_intervals
-from interp.model_adapter import HookedModel, activations, final_norm, needed_weight, reached_points, weight
+from interp.model_adapter import (
+    HookedModel,
+    activations,
+    final_norm,
+    needed_weight,
+    reached_points,
+    refuse_other,
+    weight,
+)
 from interp.statistics import ratio_interval
 from tasks.errors import InputError
 from tasks.prompts import Prompts
@@ -71,6 +79,7 @@ def attribute_heads(
     >>> attribute_heads(model, prompts).frame["component"].tolist()
     ['embed', 'pos_embed', 'L0H0', 'bias']
     """
+    refuse_other(model)
     if metric not in ("logit", "logit_diff"):
         raise InputError(f"metric = {metric!r} is unknown: choose 'logit' or 'logit_diff'")
     if prompts.targets.is_floating_point():

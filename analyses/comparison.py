@@ -13,7 +13,7 @@ from analyses.batches import batches
 from analyses.figures import grouped_bars
 from analyses.metrics import CleanOutputs, Metric, MetricLike, Outputs, SumsAndCounts, as_metrics, groups
 from analyses.result import Result, notes_on_intervals
-from interp.model_adapter import HookedModel, outputs
+from interp.model_adapter import HookedModel, outputs, refuse_other
 from interp.statistics import ratio_interval
 from tasks.errors import InputError
 from tasks.prompts import Prompts
@@ -62,6 +62,7 @@ def compare_predictors(
     >>> uniform.frame[uniform.frame["source"] == "uniform"]["value"].round(2).tolist()[0]
     1.61
     """
+    refuse_other(model)
     if "model" in predictors:
         raise InputError("a predictor is called 'model', which names the model itself: call it something else")
     metrics, parts = as_metrics(metric), list(groups(prompts, by))

@@ -44,17 +44,18 @@ def save_checkpoint(
     """Write one checkpoint: first the state and the facts beside it, then the weights that make it count."""
     (folder / CHECKPOINT_FOLDER).mkdir(exist_ok=True)
     write_atomically(state_path(folder, step), _as_bytes(state, facts))
-    write_atomically(weights_path(folder, step), _as_bytes(weights, {}))
+    write_atomically(weights_path(folder, step), _as_bytes(weights, {"step": str(step)}))
 
 
 def load_weights(folder: Path, step: int, model: nn.Module) -> None:
     """Put a checkpoint's weights into the model.
 
     Raises:
-        InputError: the file is missing or damaged, or has a missing, extra, misshapen or differently typed tensor.
+        InputError: the file is missing or damaged, is another step's, or has a missing, extra, misshapen or
+            differently typed tensor.
     """
     path = weights_path(folder, step)
-    weights, _ = read_tensors(path)
+    weights, facts = read_tensors(path)
     own = model.state_dict()
     for name in own.keys() & weights.keys():
         if own[name].dtype != weights[name].dtype:
@@ -66,6 +67,10 @@ def load_weights(folder: Path, step: int, model: nn.Module) -> None:
         model.load_state_dict(weights)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    if facts.get("step") != str(step):
+        raise InputError(
+            f"{path} holds the weights of step {facts.get('step', 'unknown')}: it was swapped, restore the file"
+        )
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

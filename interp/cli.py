@@ -186,10 +186,8 @@ def _readouts(task: Any, model: Any) -> Any:
 
 def _write_report(run: "Run", out: Path) -> Path:
     from analyses import write_report
-    from tasks.errors import InputError
 
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty: choose another folder with --out, or remove it")
+    typer.echo("taking the model apart …")
     return write_report(run, out)
 
 

@@ -28,6 +28,10 @@ class GuardedHook:
     direction: Literal["fwd", "bwd"] = "fwd"
     fired: int = 0
 
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise InputError(f"the hook on {self.point} is {self.function!r}: give a function (tensor, hook)")
+
     def __call__(self, tensor: Tensor, hook: HookPoint) -> Tensor | None:
         self.fired += 1
         before = tensor.clone() if tensor.is_inference() else tensor._version

@@ -91,6 +91,10 @@ class HookedTransformer(SharedModel, HookedRootModule):
         return logits
 
     def _embedded(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        if not isinstance(tokens, Tensor):
+            raise InputError(
+                f"inputs are {type(tokens).__name__}: this model has no tokenizer, give tokens [batch, pos]"
+            )
         if tokens.ndim != 2 or tokens.is_floating_point():
             raise InputError(f"inputs are {tokens.dtype} {list(tokens.shape)}: give integer tokens [batch, pos]")
         n_pos = tokens.shape[1]

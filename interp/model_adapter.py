@@ -51,6 +51,13 @@ class HookedModel(Protocol):
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
+def refuse_other(model: object) -> None:
+    """Raise InputError if this is no model with hooks: a run, say, whose ``model`` was meant."""
+    if not isinstance(model, HookedModel):
+        meant = ", did you mean its .model?" if hasattr(model, "model") else ": give a model with hooks"
+        raise InputError(f"{type(model).__name__} is no model{meant}")
+
+
 class FinalNorm(NamedTuple):
     """The LayerNorm before the unembedding; gain and shift are None where they are folded into the unembedding."""
 

@@ -44,8 +44,10 @@ class Run:
         folder = Path(path)
         record = RunRecord.read(folder)
         if task is None:
-            return cls(folder, record.restore_task(folder), record)
-        record.refuse_other_task(task, folder)
+            task = record.restore_task(folder)
+        else:
+            record.refuse_other_task(task, folder)
+        record.refuse_edited(folder)
         return cls(folder, task, record)
 
     @classmethod

@@ -71,6 +71,7 @@ class RunRecord:
             raise InputError(f"{path} is not JSON ({error}): restore it, or train again in another folder") from None
         if not isinstance(fields, dict):
             raise InputError(f"{path} holds no JSON object: restore it, or train again in another folder")
+        fields.pop("digest", None)
         parts = {"task": TaskRecord, "model": HookedTransformerConfig, "train": TrainConfig}
         try:
             return cls(
@@ -81,6 +82,17 @@ class RunRecord:
             )
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of everything recorded, kept in the file so that an edit by hand is noticed."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def refuse_edited(self, folder: Path) -> None:
+        """Raise InputError if config.json is not as it was written; asked last, when nothing more telling is wrong."""
+        path = folder / RECORD_FILE
+        if json.loads(path.read_text(encoding="utf-8")).get("digest") != self.digest:
+            raise InputError(f"{path} was changed since the run was made (its digest differs): restore it")
 
     def claim(self, folder: Path, files: Mapping[str, bytes]) -> None:
         """Make the folder this run's, or see that it already is; nothing in it is written over.
@@ -93,8 +105,12 @@ class RunRecord:
             self._refuse_difference(folder)
         else:
             _refuse_foreign(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / RECORD_FILE, json.dumps(asdict(self), indent=2).encode())
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"{folder} cannot be made ({error.strerror}): choose another folder") from None
+            content = asdict(self) | {"digest": self.digest}
+            write_atomically(folder / RECORD_FILE, json.dumps(content, indent=2).encode())
         for name, content in files.items():
             path = folder / TASK_FOLDER / name
             if not path.exists():
@@ -110,6 +126,7 @@ class RunRecord:
                     f"{folder} holds another run: {key} = {there.get(key)!r} there and {here.get(key)!r} here: "
                     "choose another folder, or set it back to continue that run"
                 )
+        RunRecord.read(folder).refuse_edited(folder)
 
     def restore_task(self, folder: Path) -> Task:
         """The task, from ``tasks.TASKS`` and the run's files.

@@ -266,6 +266,10 @@ def _resolved(
     task: Task, config: str | HookedTransformerConfig, train_config: TrainConfig | None
 ) -> tuple[HookedTransformerConfig, TrainConfig]:
     """The two configs in full, checked against each other, the task and the machine."""
+    if not isinstance(train_config, TrainConfig | None):
+        raise InputError(f"train_config = {train_config!r}: give a TrainConfig(steps=…)")
+    if not isinstance(task, Task):
+        raise InputError(f"{type(task).__name__} is no task (tasks.Task says what one has): give BigramICL(), say")
     train_config = train_config or TrainConfig()
     if isinstance(config, str):
         config, preset_train_config = preset(config, task)

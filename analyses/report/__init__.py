@@ -9,7 +9,7 @@ from analyses.report.contents import Report
 from analyses.report.folder import PAGE, refuse_occupied, write_folder
 from analyses.report.generic_report import GENERIC_METHOD, generic_sections
 from analyses.report.provenance import facts_of, settings_of
-from analyses.report.seeds import REPORT_STREAM
+from analyses.report.seeds import REPORT_STREAM, check_n_prompts
 from interp.run import Run
 from tasks.bigram import BigramICL
 from tasks.errors import InputError
@@ -38,8 +38,7 @@ def write_report(run: Run, out: str | Path, *, seed: int = 0, n_prompts: int = 5
     refuse_occupied(folder)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed = {seed!r}: expected a whole number of at least 0")
-    if n_prompts < 2:
-        raise InputError(f"n_prompts = {n_prompts}: intervals over prompts need at least 2")
+    check_n_prompts(n_prompts)
     prompts = run.task.sample(n_prompts, seed=(run.train_config.eval_seed, seed, REPORT_STREAM))
     report = _REPORTS.get(run.task.name, _generic)(run, prompts, seed)
     write_folder(folder, report)

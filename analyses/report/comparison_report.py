@@ -15,11 +15,11 @@ from analyses.report.contents import FigureOf, Report, Section, TableOf
 from analyses.report.findings import Finding
 from analyses.report.folder import PAGE, refuse_occupied, write_folder
 from analyses.report.provenance import facts_of, settings_of
-from analyses.report.seeds import REPORT_STREAM
+from analyses.report.seeds import REPORT_STREAM, check_n_prompts
 from interp.run import Run
 from interp.statistics import ratio_interval
 from tasks.errors import InputError
-from tasks.prompts import Prompts
+from tasks.prompts import Prompts, Seed
 
 _COLOURS = (component_colour(0, 0), component_colour(1, 0))
 _METHOD = (
@@ -41,10 +41,11 @@ def write_comparison(first: Run, second: Run, out: str | Path, *, seed: int = 0,
     refuse_occupied(folder)
     _refuse_incomparable(first, second)
     names = _names(first, second)
-    prompts = first.task.sample(n_prompts, seed=(first.train_config.eval_seed, seed, REPORT_STREAM))
+    check_n_prompts(n_prompts)
+    prompts, differing = _shared_prompts(first, second, n_prompts, (first.train_config.eval_seed, seed, REPORT_STREAM))
     runs = dict(zip(names, (first, second), strict=True))
     sections = [_performance(runs, prompts, seed), _heads(runs, prompts, seed), _training(runs)]
-    finding = _difference(runs, prompts, seed)
+    finding = _difference(runs, prompts, seed, differing)
     facts = [f"{name}: {', '.join(facts_of(run, prompts)[1:3])}" for name, run in runs.items()]
     facts.append(facts_of(first, prompts)[3])
     settings = {name: settings_of(run, prompts, seed) for name, run in runs.items()}
@@ -62,6 +63,31 @@ def _refuse_incomparable(first: Run, second: Run) -> None:
     one, other = (getattr(prompts, "vocab", None) for prompts in (r.task.sample(2, seed=0) for r in (first, second)))
     if one != other:
         raise InputError("the runs' tasks stand on different vocabularies: compare runs of one corpus")
+
+
+def _shared_prompts(first: Run, second: Run, n: int, seed: Seed) -> tuple[Prompts, str]:
+    """Prompts that are fair to both runs, and a sentence on what their tasks do not share.
+
+    Where both tasks draw the same inputs, only positions that both score are judged: a run is not blamed for what it
+    was never trained on.
+    """
+    prompts, others = first.task.sample(n, seed=seed), second.task.sample(n, seed=seed)
+    mine, theirs = first.task.config(), second.task.config()
+    keys = [key for key in mine if mine[key] != theirs.get(key)]
+    if not keys:
+        return prompts, ""
+    told = ", ".join(f"{key} ({mine[key]} and {theirs.get(key)})" for key in keys)
+    if not torch.equal(prompts.inputs, others.inputs):
+        return (
+            prompts,
+            f" The runs were trained on different tasks, which differ in {told}; these prompts are the first's.",
+        )
+    shared = prompts.score_only(others.scored)
+    if not shared.scored.any():
+        raise InputError(
+            f"the runs' tasks share no scored position (they differ in {told}): there is nothing to compare"
+        )
+    return shared, f" The runs' tasks differ in {told}; only positions that both score are judged."
 
 
 def _names(first: Run, second: Run) -> tuple[str, str]:
@@ -128,7 +154,7 @@ def _training(runs: dict[str, Run]) -> Section:
     return Section("training", "Training", "How they learned", figures=[FigureOf(figure, caption)], tables=[table])
 
 
-def _difference(runs: dict[str, Run], prompts: Prompts, seed: int) -> Finding:
+def _difference(runs: dict[str, Run], prompts: Prompts, seed: int, differing: str) -> Finding:
     """Which run has the lower loss, paired over prompts."""
     (name, first), (other, second) = runs.items()
     with torch.no_grad():
@@ -145,4 +171,5 @@ def _difference(runs: dict[str, Run], prompts: Prompts, seed: int) -> Finding:
         interval = f"{abs(estimate):.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
         sentence = f"{better} has the lower loss on these prompts, {interval} less than {worse}."
     numbers = {"loss_of_second_minus_first": estimate, "ci_low": low, "ci_high": high}
-    return Finding("performance", claims=not low <= 0 <= high, sentence=sentence, numbers=numbers)
+    claims = not low <= 0 <= high
+    return Finding("performance", claims=claims, sentence=sentence + differing, numbers=numbers)

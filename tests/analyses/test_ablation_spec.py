@@ -39,7 +39,8 @@ def test_a_set_takes_its_fields_from_the_file_and_the_rest_by_default(tmp_path):
         ('[[ablation]]\nname = "a"\nsites = ["L0H0"]\nmetric = ["los"]', "'los'"),
         ('[[ablation]]\nname = "a"\nsites = ["L0H0"]\nmethod = "zero"\nreference_seed = 1', "drop reference_seed"),
         ('[[ablation]]\nname = "a"\nsite = ["L0H0"]', "did you mean sites"),
-        ('n_prompts = 1\n[[ablation]]\nname = "a"\nsites = ["L0H0"]', "at least 2"),
+        ('n_prompts = 1\n[[ablation]]\nname = "a"\nsites = ["L0H0"]', "need 2 to 100000"),
+        ('n_prompts = 1000000000000\n[[ablation]]\nname = "a"\nsites = ["L0H0"]', "need 2 to 100000"),
         ('[[ablation]]\nname = "a"\nsites = ["L0H0"]\n[[ablation]]\nname = "a"\nsites = ["L0H0"]', "two ablations"),
     ],
 )

@@ -14,7 +14,7 @@ from analyses import (
     compare_predictors,
     score_attention_patterns,
 )
-from interp import HookedTransformer, HookedTransformerConfig
+from interp import HookedTransformer, HookedTransformerConfig, Run
 from tasks.errors import InputError
 from tasks.prompts import Prompts
 
@@ -125,3 +125,19 @@ def test_an_analysis_gives_the_same_table_again_whatever_the_global_seed(analysi
         np.random.seed(seed)  # noqa: NPY002
         tables.append(ANALYSES[analysis](model, prompts).frame)
     assert tables[0].equals(tables[1])
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize("other", [None, 3, "model"])
+def test_what_is_no_model_is_refused_by_every_analysis(other):
+    prompts = Prompts.from_tensors(torch.zeros(2, 4, dtype=torch.int64))
+    for analysis in (ablate_heads, ablate_layers, attribute_heads, score_attention_patterns):
+        with pytest.raises(InputError, match="is no model"):
+            analysis(other, prompts)
+
+
+@pytest.mark.refusal
+def test_a_run_in_place_of_its_model_is_refused_with_the_likely_remedy():
+    run = Run.shipped("bietti-full-2x4")
+    with pytest.raises(InputError, match="did you mean its .model?"):
+        ablate_heads(run, run.task.sample(2, seed=0))

@@ -249,3 +249,20 @@ def test_a_task_whose_config_is_no_json_is_refused(task, model_config, tmp_path)
 
 def test_an_unknown_shipped_run_is_answered_with_what_there_is():
     assert refusal(lambda: Run.shipped("best")).startswith("there is no shipped run 'best': ")
+
+
+def test_a_checkpoint_in_another_ones_place_is_refused(folder):
+    checkpoints = folder / "checkpoints"
+    steps = sorted(checkpoints.glob("step-*.safetensors"))
+    steps[-1].write_bytes(steps[0].read_bytes())
+    with pytest.raises(InputError, match="holds the weights of step 0: it was swapped"):
+        _ = Run.load(folder).model
+
+
+def test_a_config_edited_into_another_valid_one_is_refused(folder):
+    config = folder / "config.json"
+    text = config.read_text(encoding="utf-8")
+    assert '"n_triggers": 2' in text
+    config.write_text(text.replace('"n_triggers": 2', '"n_triggers": 1'), encoding="utf-8")
+    with pytest.raises(InputError, match="was changed since the run was made"):
+        Run.load(folder)

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -46,3 +47,15 @@ def test_runs_that_cannot_be_compared_are_refused(short, tmp_path):
     other = train(task, config, settings, out=tmp_path / "other", progress=False)
     with pytest.raises(InputError, match="differ in n_ctx"):
         write_comparison(short, other, tmp_path / "out")
+
+
+def test_runs_are_judged_only_where_both_were_trained(shipped, tmp_path):
+    """The shipped run was trained on every position; a run trained in context is not blamed for the others."""
+    task = replace(shipped.task, scored="in_context")
+    settings = TrainConfig(steps=2, batch_size=4, eval_prompts=8, lr=1e-3)
+    other = train(task, shipped.config, settings, out=tmp_path / "other", progress=False)
+    page = write_comparison(shipped, other, tmp_path / "out", n_prompts=32)
+    (finding,) = json.loads((page.parent / "report.json").read_text(encoding="utf-8"))["findings"]
+    assert "differ in scored (all and in_context)" in finding["sentence"]
+    table = pd.read_csv(page.parent / "tables" / "performance.csv")
+    assert set(table["segment"]) == {"in_context"}
