@@ -139,5 +139,5 @@ def test_what_is_no_model_is_refused_by_every_analysis(other):
 @pytest.mark.refusal
 def test_a_run_in_place_of_its_model_is_refused_with_the_likely_remedy():
     run = Run.shipped("bietti-full-2x4")
-    with pytest.raises(InputError, match="did you mean its .model?"):
+    with pytest.raises(InputError, match=r"did you mean its \.model\?"):
         ablate_heads(run, run.task.sample(2, seed=0))
