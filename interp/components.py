@@ -157,8 +157,8 @@ class Attention(nn.Module):
         return _per_head(query_input, self.W_Q, self.b_Q)
 
     def _identity_is_intact(self) -> bool:
-        # Skipping a product with the identity saves a sixth of a training step; a look at the matrix keeps it true
-        # even if someone wrote to W_Q. On an accelerator the look would cost more than the product.
+        # A product with the identity is skipped; a look at the matrix keeps that right even if someone wrote to W_Q.
+        # On an accelerator the look would make the device wait, so there the product is made.
         W_Q = self.W_Q[0]
         return W_Q.device.type == "cpu" and torch.equal(W_Q, torch.eye(W_Q.shape[0], dtype=W_Q.dtype))
 
