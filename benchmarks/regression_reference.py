@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 
 from tasks.lasso import Lasso
-from tasks.regression_layout import excess_risk
 from tasks.regression_predictors import GradientDescent, LeastSquares, LinearPredictor, PreprocessThenOptimize, Ridge
 from tasks.sparse_regression import SparseRegression
 
@@ -33,7 +32,7 @@ def reference_table(seed: int) -> pd.DataFrame:
         }.items():
             predictors[name] = family.hindsight(prompts)
         for name, predictor in predictors.items():
-            sums, _ = excess_risk(predictor(prompts), prompts)
+            sums, _ = prompts.excess_risk(predictor(prompts))
             rows.append(
                 {
                     "d": d,

@@ -1,11 +1,10 @@
 """The parts of a HookedTransformer, with TransformerLens' parameter and hook names."""
 
 import math
-from typing import cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformer_lens import FactoredMatrix
 from transformer_lens.hook_points import HookPoint
@@ -47,6 +46,19 @@ class Embed(nn.Module):
         return F.embedding(tokens, self.W_E)
 
 
+class ReadIn(nn.Module):
+    """Real vectors into the residual stream: x W_E + b_E, with W_E [d_in, d_model]."""
+
+    def __init__(self, cfg: HookedTransformerConfig):
+        super().__init__()
+        assert cfg.d_in is not None
+        self.W_E = parameter(cfg.d_in, cfg.d_model)
+        self.b_E = parameter(cfg.d_model) if cfg.use_biases else None
+
+    def forward(self, vectors: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_model"]:
+        return F.linear(vectors, self.W_E.T, self.b_E)
+
+
 class PosEmbed(nn.Module):
     """Absolute position embedding: row t of W_pos [n_ctx, d_model] at position t of every prompt."""
 
@@ -80,7 +92,7 @@ class LayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head softmax attention; scores divided by √d_head.
+    """Multi-head attention, softmax, ReLU or linear (``cfg.attn_fn``); scores divided by √d_head.
 
     Parameters: W_Q, W_K, W_V [head, d_model, d_head], W_O [head, d_head, d_model] and, with biases, b_Q, b_K,
     b_V [head, d_head], b_O [d_model]. Scores and pattern are written out only when someone watches them;
@@ -103,7 +115,7 @@ class Attention(nn.Module):
         self.hook_q = HookPoint()  # [batch, pos, head, d_head]
         self.hook_k = HookPoint()  # [batch, pos, head, d_head]
         self.hook_v = HookPoint()  # [batch, pos, head, d_head]
-        self.hook_attn_scores = HookPoint()  # [batch, head, dest, src], masked entries -inf
+        self.hook_attn_scores = HookPoint()  # [batch, head, dest, src], masked entries -inf (0 without softmax)
         self.hook_pattern = HookPoint()  # [batch, head, dest, src]
         self.hook_z = HookPoint()  # [batch, pos, head, d_head]
         self.hook_result = HookPoint()  # [batch, pos, head, d_model]
@@ -164,14 +176,28 @@ class Attention(nn.Module):
 
     def _written_out(self, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "batch pos head d_head"]:
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
-        if self.cfg.attention_dir == "causal":
-            n_pos = scores.shape[-1]
-            future = torch.ones(n_pos, n_pos, dtype=torch.bool, device=scores.device).triu(1)
-            scores = scores.masked_fill(future, -torch.inf)
-        pattern = shown(self.hook_pattern, shown(self.hook_attn_scores, scores).softmax(dim=-1))
-        return torch.einsum("bhqk,bkhd->bqhd", pattern, v)
+        hidden = self._hidden(scores.shape[-1], scores.device)
+        if hidden is not None:
+            scores = scores.masked_fill(hidden, -torch.inf if self.cfg.attn_fn == "softmax" else 0.0)
+        scores = shown(self.hook_attn_scores, scores)
+        if self.cfg.attn_fn == "softmax":
+            pattern = scores.softmax(dim=-1)
+        else:
+            kept = scores.relu() if self.cfg.attn_fn == "relu" else scores
+            pattern = kept / self._n_visible(scores.shape[-1], scores)[:, None]
+        return torch.einsum("bhqk,bkhd->bqhd", shown(self.hook_pattern, pattern), v)
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "batch pos head d_head"]:
+        """z without the pattern: for the direction and the kind of attention, the cheapest way there is."""
+        if self.cfg.attn_fn == "relu" or (self.cfg.attn_fn == "linear" and self.cfg.attention_dir == "causal"):
+            return self._written_out(q, k, v)
+        n_pos = k.shape[1]
+        if self.cfg.attention_dir == "query_masked":
+            k, v = k[:, : n_pos - self.cfg.n_queries], v[:, : n_pos - self.cfg.n_queries]
+        if self.cfg.attn_fn == "linear":
+            # (q kᵀ) v = q (kᵀ v): one d_head × d_head matrix per prompt and head, whatever the length.
+            memory = torch.einsum("bkhd,bkhe->bhde", k, v) / (math.sqrt(q.shape[-1]) * k.shape[1])
+            return torch.einsum("bqhd,bhde->bqhe", q, memory)
         z = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
@@ -179,6 +205,21 @@ class Attention(nn.Module):
             is_causal=self.cfg.attention_dir == "causal",
         )
         return z.transpose(1, 2)
+
+    def _hidden(self, n_pos: int, device: torch.device) -> Bool[Tensor, "dest src"] | None:
+        """Which positions a position must not read; None where it reads all."""
+        if self.cfg.attention_dir == "bidirectional":
+            return None
+        if self.cfg.attention_dir == "causal":
+            return torch.ones(n_pos, n_pos, dtype=torch.bool, device=device).triu(1)
+        return (torch.arange(n_pos, device=device) >= n_pos - self.cfg.n_queries).expand(n_pos, -1)
+
+    def _n_visible(self, n_pos: int, like: Tensor) -> Float[Tensor, "dest"]:
+        """How many positions each position reads."""
+        hidden = self._hidden(n_pos, like.device)
+        if hidden is None:
+            return like.new_full((n_pos,), n_pos)
+        return (~hidden).sum(dim=-1).to(like.dtype)
 
     @property
     def OV(self) -> FactoredMatrix:
@@ -288,12 +329,12 @@ class Block(nn.Module):
 
 
 class Unembed(nn.Module):
-    """resid W_U + b_U: logits [batch, pos, d_vocab_out]."""
+    """resid W_U + b_U: logits [batch, pos, d_vocab_out], or real outputs [batch, pos, d_out]."""
 
     def __init__(self, cfg: HookedTransformerConfig):
         super().__init__()
-        self.W_U = parameter(cfg.d_model, cast(int, cfg.d_vocab_out))
-        self.b_U = parameter(cast(int, cfg.d_vocab_out)) if cfg.use_biases else None
+        self.W_U = parameter(cfg.d_model, cfg.n_outputs)
+        self.b_U = parameter(cfg.n_outputs) if cfg.use_biases else None
 
-    def forward(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab_out"]:
+    def forward(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos n_outputs"]:
         return F.linear(resid, self.W_U.T, self.b_U)

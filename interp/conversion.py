@@ -87,6 +87,8 @@ def to_transformer_lens(model: HookedTransformer) -> Any:
         raise InputError(
             f"transformer-lens {installed} has no HookedTransformer: install transformer-lens 3.9 to convert to it"
         )
+    if model.cfg.attention_dir == "query_masked":
+        raise InputError("attention_dir = 'query_masked' does not exist in TransformerLens: convert no such model")
     defaults = HookedTransformerConfig(n_layers=1, d_model=1, n_ctx=1, d_vocab=1)
     for field in fields(HookedTransformerConfig):
         if field.name in _NOT_COMPUTATION or (field.name in _SHARED and field.name not in _SWITCHED_OFF):
@@ -129,7 +131,7 @@ def _refuse_other_architectures(cfg: Any) -> None:
 def _refuse_other_logits(theirs: nn.Module, own: HookedTransformer) -> None:
     """The architectures of TransformerLens are too many to name: what counts is that the numbers agree."""
     cfg = own.cfg
-    tokens = torch.randint(own.n_tokens, (2, min(cfg.n_ctx, 16)), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(cfg.d_vocab or 0, (2, min(cfg.n_ctx, 16)), generator=torch.Generator().manual_seed(0))
     tokens = tokens.to(own.unembed.W_U.device)
     was_training = theirs.training
     with torch.no_grad():

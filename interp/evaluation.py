@@ -1,12 +1,14 @@
 """What a model scores on prompts, as a whole and by segment."""
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from interp.hooked_transformer import HookedTransformer
 from tasks.errors import InputError
-from tasks.prompts import Prompts
+from tasks.prompts import CLEAN_TARGET, Prompts
 
 SEGMENT = "segment"
 """The label by whose values the figures are split, where a task has it."""
@@ -16,8 +18,9 @@ SEGMENT = "segment"
 def evaluate(model: HookedTransformer, prompts: Prompts, batch_size: int) -> dict[str, float]:
     """Loss and, for tokens, accuracy on the scored positions: ratios of sums over all prompts.
 
-    The keys are "loss" and "accuracy", and for every segment that is scored at all "loss_global" and the like
-    (the name comes from ``prompts.label_names["segment"]``). Losses are nats, or squared errors.
+    The keys are "loss" and "accuracy" (for regression with known w* "excess_risk", in squared units of y),
+    and for every segment that is scored at all "loss_global" and the like (the name comes from
+    ``prompts.label_names["segment"]``). Losses are nats, or squared errors.
 
     Raises:
         InputError: the prompts score no position.
@@ -28,13 +31,21 @@ def evaluate(model: HookedTransformer, prompts: Prompts, batch_size: int) -> dic
         batch = prompts[start : start + batch_size]
         outputs = model(batch.inputs)
         for suffix, part in _parts(batch).items():
-            for metric in ("loss",) if batch.targets.is_floating_point() else ("loss", "accuracy"):
-                total, count = getattr(part, metric)(outputs)
+            for metric, measured in _metrics(part).items():
+                total, count = measured(outputs)
                 sums[metric + suffix] += float(total.sum())
                 counts[metric + suffix] += int(count.sum())
     if not counts["loss"]:
         raise InputError(f"none of the {len(prompts)} evaluation prompts scores a position: raise eval_prompts")
     return {name: sums[name] / counts[name] for name in sums if counts[name]}
+
+
+def _metrics(part: Prompts) -> dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+    if not part.targets.is_floating_point():
+        return {"loss": part.loss, "accuracy": part.accuracy}
+    if CLEAN_TARGET not in part.labels:
+        return {"loss": part.loss}
+    return {"loss": part.loss, "excess_risk": part.excess_risk}
 
 
 def _parts(batch: Prompts) -> dict[str, Prompts]:

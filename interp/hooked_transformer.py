@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformer_lens import ActivationCache, FactoredMatrix, HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from interp.components import Block, Embed, LayerNorm, PosEmbed, Unembed, shown, watched
+from interp.components import Block, Embed, LayerNorm, PosEmbed, ReadIn, Unembed, shown, watched
 from interp.hook_gate import GuardedHook, HookFunction, Name, matching_points, refuse_unfired
 from interp.hooked_transformer_config import HookedTransformerConfig
 from interp.hub import SharedModel
@@ -40,11 +40,10 @@ class HookedTransformer(SharedModel, HookedRootModule):
 
     def __init__(self, cfg: HookedTransformerConfig):
         super().__init__()
-        if cfg.d_vocab is None:
-            raise InputError("d_vocab is missing: say how many tokens the model reads")
+        if cfg.d_vocab is None and cfg.d_in is None:
+            raise InputError("d_vocab is missing: say how many tokens the model reads (or d_in, for real vectors)")
         self.cfg = cfg
-        self.n_tokens = cfg.d_vocab
-        self.embed = Embed(cfg)
+        self.embed = Embed(cfg) if cfg.d_in is None else ReadIn(cfg)
         self.hook_embed = HookPoint()  # [batch, pos, d_model]
         self.has_positions = cfg.positional_embedding_type == "standard"
         if self.has_positions:
@@ -59,7 +58,7 @@ class HookedTransformer(SharedModel, HookedRootModule):
 
     def forward(
         self,
-        inputs: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_model"],
+        inputs: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_in"],
         return_type: Literal["logits", "loss"] = "logits",
         *,
         start_at_layer: int | None = None,
@@ -67,6 +66,7 @@ class HookedTransformer(SharedModel, HookedRootModule):
     ) -> Float[Tensor, "batch pos d_out"] | Float[Tensor, ""]:
         """Logits [batch, pos, d_vocab_out], or the mean next-token cross-entropy in nats (``"loss"``).
 
+        A model with ``d_in`` reads real vectors [batch, pos, d_in]; one with ``d_out`` gives [batch, pos, d_out].
         With ``start_at_layer`` the inputs are the residual stream before that layer; with ``stop_at_layer`` the
         output is the residual stream before that layer (negative layers count from the end).
 
@@ -77,6 +77,8 @@ class HookedTransformer(SharedModel, HookedRootModule):
             raise InputError(f"return_type = {return_type!r} is unknown: choose 'logits' or 'loss'")
         if return_type == "loss" and (start_at_layer is not None or stop_at_layer is not None):
             raise InputError("return_type = 'loss' needs the whole model: drop start_at_layer and stop_at_layer")
+        if return_type == "loss" and (self.cfg.d_in is not None or self.cfg.d_out is not None):
+            raise InputError("return_type = 'loss' needs tokens in and out: with real values use prompts.loss(outputs)")
         first, end = self._layer_span(start_at_layer, stop_at_layer)
         resid = self._embedded(inputs) if start_at_layer is None else self._checked_residual(inputs)
         for block in self.blocks[first:end]:
@@ -90,27 +92,40 @@ class HookedTransformer(SharedModel, HookedRootModule):
             return F.cross_entropy(logits[:, :-1].flatten(0, 1), inputs[:, 1:].flatten())
         return logits
 
-    def _embedded(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        if not isinstance(tokens, Tensor):
-            raise InputError(
-                f"inputs are {type(tokens).__name__}: this model has no tokenizer, give tokens [batch, pos]"
-            )
-        if tokens.ndim != 2 or tokens.is_floating_point():
-            raise InputError(f"inputs are {tokens.dtype} {list(tokens.shape)}: give integer tokens [batch, pos]")
-        n_pos = tokens.shape[1]
-        if self.has_positions and n_pos > self.cfg.n_ctx:
-            raise InputError(f"the prompts have {n_pos} positions but the model has n_ctx = {self.cfg.n_ctx}")
-        if tokens.device.type == "cpu" and tokens.numel():  # elsewhere the look would stall the device
-            low, high = int(tokens.min()), int(tokens.max())
-            if low < 0 or high >= self.n_tokens:
-                raise InputError(f"token {low if low < 0 else high} does not exist: d_vocab = {self.cfg.d_vocab}")
-        resid = shown(self.hook_embed, self.embed(tokens))
+    def _embedded(
+        self, inputs: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_in"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        self._check_inputs(inputs)
+        resid = shown(self.hook_embed, self.embed(inputs))
         if self.has_positions:
-            positions = self.pos_embed(n_pos, tokens.shape[0])
+            positions = self.pos_embed(inputs.shape[1], inputs.shape[0])
             if watched(self.hook_pos_embed):
                 positions = self.hook_pos_embed(positions.clone())  # an edit in place must not reach W_pos
             resid = resid + positions
         return resid
+
+    def _check_inputs(self, inputs: Tensor) -> None:
+        d_in, d_vocab = self.cfg.d_in, self.cfg.d_vocab
+        expected = "integer tokens [batch, pos]" if d_in is None else f"real vectors [batch, pos, {d_in}]"
+        if not isinstance(inputs, Tensor):
+            raise InputError(f"inputs are {type(inputs).__name__}: this model has no tokenizer, give {expected}")
+        fits = not inputs.is_floating_point() and inputs.ndim == 2
+        if d_in is not None:
+            fits = inputs.is_floating_point() and inputs.ndim == 3 and inputs.shape[-1] == d_in
+        if not fits:
+            raise InputError(f"inputs are {inputs.dtype} {list(inputs.shape)}: give {expected}")
+        n_pos = inputs.shape[1]
+        if self.has_positions and n_pos > self.cfg.n_ctx:
+            raise InputError(f"the prompts have {n_pos} positions but the model has n_ctx = {self.cfg.n_ctx}")
+        if self.cfg.attention_dir == "query_masked" and n_pos <= self.cfg.n_queries:
+            raise InputError(
+                f"the prompts have {n_pos} positions, of which n_queries = {self.cfg.n_queries} are read by none: "
+                "give longer prompts"
+            )
+        if d_vocab is not None and inputs.device.type == "cpu" and inputs.numel():  # the look would stall a GPU
+            low, high = int(inputs.min()), int(inputs.max())
+            if low < 0 or high >= d_vocab:
+                raise InputError(f"token {low if low < 0 else high} does not exist: d_vocab = {d_vocab}")
 
     def _checked_residual(self, resid: Tensor) -> Float[Tensor, "batch pos d_model"]:
         if resid.ndim != 3 or resid.shape[-1] != self.cfg.d_model or not resid.is_floating_point():
@@ -263,8 +278,8 @@ class HookedTransformer(SharedModel, HookedRootModule):
         return torch.stack([getattr(block.attn, name) for block in self.blocks])
 
     @property
-    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
-        """Token embedding."""
+    def W_E(self) -> Float[Tensor, "d_vocab_or_d_in d_model"]:
+        """Embedding of tokens, or read-in of real vectors."""
         return self.embed.W_E
 
     @property
@@ -273,12 +288,12 @@ class HookedTransformer(SharedModel, HookedRootModule):
         return self.pos_embed.W_pos
 
     @property
-    def W_U(self) -> Float[Tensor, "d_model d_vocab_out"]:
-        """Unembedding."""
+    def W_U(self) -> Float[Tensor, "d_model n_outputs"]:
+        """Unembedding, or read-out."""
         return self.unembed.W_U
 
     @property
-    def b_U(self) -> Float[Tensor, "d_vocab_out"] | None:
+    def b_U(self) -> Float[Tensor, "n_outputs"] | None:
         """Unembedding bias, or None without biases."""
         return self.unembed.b_U
 

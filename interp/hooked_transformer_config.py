@@ -6,6 +6,7 @@ from interp.validated import validated
 from tasks.errors import InputError
 
 Activation = Literal["relu", "gelu", "gelu_new", "silu"]
+_COUNTS = ("n_layers", "d_model", "n_ctx", "n_heads", "d_head", "d_mlp", "d_vocab", "d_vocab_out", "d_in", "d_out")
 
 
 @validated
@@ -15,6 +16,14 @@ class HookedTransformerConfig:
     Fields that TransformerLens' HookedTransformerConfig has keep its names and meaning. The others:
 
     Attributes:
+        d_in: numbers per position, for a model that reads real vectors in place of ``d_vocab`` tokens; the embedding
+            is then a linear read-in, ``embed.W_E`` [d_in, d_model] (and ``embed.b_E``).
+        d_out: real outputs per position in place of ``d_vocab_out`` logits: ``unembed.W_U`` [d_model, d_out].
+        attn_fn: what makes the pattern of the scores: "softmax"; "relu" or "linear", which divide max(score, 0) or the
+            score itself by the number of positions that the mask lets through.
+        attention_dir: "causal", "bidirectional", or "query_masked": bidirectional, but no position reads the last
+            ``n_queries``, the queries themselves included.
+        n_queries: positions at the end that no position reads, with "query_masked".
         d_mlp: width of the MLP; None means 4 d_model.
         mlp_type: "mlp" is the usual two-layer one; "linear" is the feed-forward memory W_F of Bietti et al.,
             one matrix [d_model, d_model] without activation or bias.
@@ -37,6 +46,8 @@ class HookedTransformerConfig:
     d_mlp: int | None = None
     d_vocab: int | None = None
     d_vocab_out: int | None = None
+    d_in: int | None = None
+    d_out: int | None = None
     act_fn: Activation = "relu"
     attn_only: bool = False
     mlp_type: Literal["mlp", "linear"] = "mlp"
@@ -45,7 +56,9 @@ class HookedTransformerConfig:
     normalization_type: Literal["LN", "LNPre"] | None = None
     eps: float = 1e-5
     positional_embedding_type: Literal["standard", "none"] = "standard"
-    attention_dir: Literal["causal", "bidirectional"] = "causal"
+    attention_dir: Literal["causal", "bidirectional", "query_masked"] = "causal"
+    attn_fn: Literal["softmax", "relu", "linear"] = "softmax"
+    n_queries: int = 1
     use_biases: bool = True
     identity_queries: bool = False
     init_mode: Literal["gpt2", "torch_linear"] = "gpt2"
@@ -54,7 +67,8 @@ class HookedTransformerConfig:
 
     def __post_init__(self) -> None:
         self._fill_in()
-        for name in ("n_layers", "d_model", "n_ctx", "n_heads", "d_head", "d_mlp", "d_vocab", "d_vocab_out"):
+        self._check_ends()
+        for name in (*_COUNTS, "n_queries"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} = {value} must be at least 1")
@@ -79,8 +93,36 @@ class HookedTransformerConfig:
             self._set("d_head", self.d_model // self.n_heads)
         if self.d_mlp is None:
             self._set("d_mlp", 4 * self.d_model)
-        if self.d_vocab_out is None:
+        if self.d_vocab_out is None and self.d_out is None:
             self._set("d_vocab_out", self.d_vocab)
+
+    def _check_ends(self) -> None:
+        """Refuse a model that reads both tokens and real vectors, writes both, or has query positions unmasked."""
+        for tokens, reals in (("d_vocab", "d_in"), ("d_vocab_out", "d_out")):
+            if getattr(self, tokens) is not None and getattr(self, reals) is not None:
+                raise InputError(
+                    f"{tokens} = {getattr(self, tokens)} and {reals} = {getattr(self, reals)} exclude each other: "
+                    "drop one of them"
+                )
+        if self.n_queries != 1 and self.attention_dir != "query_masked":
+            raise InputError(
+                f"n_queries = {self.n_queries} has no effect with attention_dir = {self.attention_dir!r}: "
+                "set attention_dir = 'query_masked'"
+            )
+        if self.attention_dir == "query_masked" and self.n_queries >= self.n_ctx:
+            raise InputError(f"n_queries = {self.n_queries} leaves none of n_ctx = {self.n_ctx} positions to read")
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs per position: logits or real numbers.
+
+        Raises:
+            InputError: neither was given.
+        """
+        outputs = self.d_out if self.d_vocab_out is None else self.d_vocab_out
+        if outputs is None:
+            raise InputError("d_out is missing: say how many numbers the model gives per position (or d_vocab_out)")
+        return outputs
 
     def _set(self, name: str, value: int | None) -> None:
         object.__setattr__(self, name, value)

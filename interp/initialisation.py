@@ -31,7 +31,7 @@ def initialise(model: nn.Module, cfg: HookedTransformerConfig) -> None:
 def _drawn(weight: Tensor, kind: str, cfg: HookedTransformerConfig, generator: torch.Generator) -> Tensor:
     if cfg.init_mode == "gpt2":
         return torch.randn(weight.shape, generator=generator) * (0.8 / math.sqrt(cfg.d_model))
-    if kind in _EMBEDDINGS:
+    if kind in _EMBEDDINGS and not (kind == "W_E" and cfg.d_in is not None):
         return torch.randn(weight.shape, generator=generator)
     fan_in = weight.shape[-2] * (weight.shape[0] if kind == "W_O" else 1)  # W_O sums over heads and d_head
     return (2 * torch.rand(weight.shape, generator=generator) - 1) / math.sqrt(fan_in)

@@ -83,15 +83,14 @@ class RunRecord:
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
-    @property
-    def digest(self) -> str:
-        """The sha256 of everything recorded, kept in the file so that an edit by hand is noticed."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-
     def refuse_edited(self, folder: Path) -> None:
-        """Raise InputError if config.json is not as it was written; asked last, when nothing more telling is wrong."""
+        """Raise InputError if config.json is not as it was written; asked last, when nothing more telling is wrong.
+
+        What counts is the text of the file and not the fields of today, of which an older run may lack some.
+        """
         path = folder / RECORD_FILE
-        if json.loads(path.read_text(encoding="utf-8")).get("digest") != self.digest:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("digest", None) != _digest(content):
             raise InputError(f"{path} was changed since the run was made (its digest differs): restore it")
 
     def claim(self, folder: Path, files: Mapping[str, bytes]) -> None:
@@ -109,7 +108,8 @@ class RunRecord:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(f"{folder} cannot be made ({error.strerror}): choose another folder") from None
-            content = asdict(self) | {"digest": self.digest}
+            content = asdict(self)
+            content |= {"digest": _digest(content)}
             write_atomically(folder / RECORD_FILE, json.dumps(content, indent=2).encode())
         for name, content in files.items():
             path = folder / TASK_FOLDER / name
@@ -171,6 +171,11 @@ class RunRecord:
                     f"{path} is not the file that the run was trained with (its sha256 differs): restore it"
                 )
         return contents
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """The sha256 of everything recorded, kept in the file so that an edit by hand is noticed."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def record_task(task: Task) -> TaskRecord:

@@ -31,7 +31,7 @@ def find_task_class(name: str) -> type[Any]:
     found = getattr(_module_in(Path(path)), class_name, None)
     if not isinstance(found, type):
         raise InputError(f"{path} has no class {class_name!r}: name the task's class, as file.py:Class")
-    missing = [part for part in ("name", "n_ctx", "d_vocab", *_METHODS) if not hasattr(found, part)]
+    missing = [part for part in ("name", "n_ctx", "d_vocab", "d_in", *_METHODS) if not hasattr(found, part)]
     if missing or not is_dataclass(found):
         lack = f"lacks {missing[0]}" if missing else "is no dataclass"
         raise InputError(f"{class_name} in {path} is no task: it {lack}, see tasks.protocol.Task")
@@ -65,7 +65,7 @@ def make_task(
         raise InputError(f"the task {task_class.name!r} cannot be made ({error}): set what it asks for") from None
 
 
-_METHODS = ("sample", "counterfactual", "config", "files", "from_config")
+_METHODS = ("at_step", "sample", "counterfactual", "config", "files", "from_config")
 
 
 def _module_in(path: Path) -> Any:

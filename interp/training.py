@@ -49,14 +49,16 @@ def train(
 ) -> Run:
     """Train a model on fresh prompts and leave a run folder behind; called again, it goes on where it stopped.
 
-    Step s minimises the loss of ``task.sample(batch_size, seed=(train_seed, s))``: the sum over the scored positions
-    divided by their number. Nothing else is random, so a run that was interrupted, even killed, and continued ends
-    with the same weights and history (its ``seconds`` aside) as one that was not, bit for bit, on the same CPU.
+    Step s minimises the loss of ``task.at_step(s).sample(batch_size, seed=(train_seed, s))``: the sum over the scored
+    positions divided by their number. The evaluation prompts are the task's own, whatever its curriculum.
+    Nothing else is random, so a run that was interrupted, even killed, and continued ends with the same weights and
+    history (its ``seconds`` aside) as one that was not, bit for bit, on the same CPU.
     Ctrl-C ends the step, writes a checkpoint and raises KeyboardInterrupt.
 
     The history has these columns: step; tokens, the positions seen so far; lr; train_loss, over the batches since
     the row before; on ``eval_prompts`` fixed prompts the loss, for tokens the accuracy, and both for each segment of
-    the task (``loss_global``, ``accuracy_in_context`` …); seconds of training so far; and the readouts.
+    the task (``loss_global``, ``accuracy_in_context`` …), for regression the excess_risk; seconds of
+    training so far; and the readouts.
 
     Args:
         task: what the prompts are drawn from.
@@ -163,7 +165,8 @@ class Trainee:
     def take_step(self, task: Task) -> int:
         """One update of the weights; returns its number, from 1."""
         step = self.step + 1
-        prompts = task.sample(self.config.batch_size, seed=(self.config.train_seed, step)).to(self.config.device)
+        prompts = task.at_step(step).sample(self.config.batch_size, seed=(self.config.train_seed, step))
+        prompts = prompts.to(self.config.device)
         for name, last in self.thaw_after.items():
             # Without a gradient the optimiser passes a parameter over: no momentum, no weight decay.
             self.model.get_parameter(name).requires_grad_(step > last)
@@ -278,8 +281,12 @@ def _resolved(
     refuse_unavailable_device(train_config.device)
     if config.n_ctx < task.n_ctx:
         raise InputError(f"n_ctx = {config.n_ctx} but the task's prompts have {task.n_ctx} positions: raise n_ctx")
-    if config.d_vocab != task.d_vocab:
-        raise InputError(f"d_vocab = {config.d_vocab} but the task has {task.d_vocab}: set the same")
+    for name in ("d_vocab", "d_in"):
+        if getattr(config, name) != getattr(task, name):
+            raise InputError(f"{name} = {getattr(config, name)} but the task has {getattr(task, name)}: set the same")
+    n_queries = getattr(task, "n_queries", config.n_queries)
+    if config.attention_dir == "query_masked" and config.n_queries != n_queries:
+        raise InputError(f"n_queries = {config.n_queries} but the task's prompts have {n_queries}: set the same")
     return replace(config, seed=train_config.init_seed), train_config
 
 

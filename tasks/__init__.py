@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tasks.lasso import Lasso
     from tasks.prompts import Prompts
     from tasks.protocol import Predictor, Task
-    from tasks.regression_layout import excess_risk, regression_prompts
+    from tasks.regression_layout import regression_prompts
     from tasks.regression_predictors import GradientDescent, LeastSquares, PreprocessThenOptimize, Ridge
     from tasks.sparse_regression import SparseRegression
 
@@ -28,7 +28,6 @@ _MODULE_OF = {
     "Prompts": "prompts",
     "SparseRegression": "sparse_regression",
     "Task": "protocol",
-    "excess_risk": "regression_layout",
     "regression_prompts": "regression_layout",
     # Reference predictors of the bigram task.
     "BayesOptimal": "bigram_predictors",
@@ -70,7 +69,6 @@ __all__ = [
     "Ridge",
     "SparseRegression",
     "Task",
-    "excess_risk",
     "regression_prompts",
 ]
 

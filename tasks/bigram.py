@@ -143,6 +143,11 @@ class BigramICL:
         return self.seq_len
 
     @property
+    def d_in(self) -> None:
+        """None: the inputs are tokens."""
+        return None
+
+    @property
     def d_vocab(self) -> int:
         """Number of tokens: the characters of the corpus."""
         return len(self.stats.vocab)
@@ -261,6 +266,10 @@ class BigramICL:
         """
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "stats"}
         return values | {"stats_sha256": self.stats.digest}
+
+    def at_step(self, step: int) -> "BigramICL":  # noqa: ARG002 — the protocol's name
+        """The task itself: it has no curriculum."""
+        return self
 
     def files(self) -> Mapping[str, bytes]:
         """The statistics as ``bigrams.csv``."""

@@ -13,6 +13,9 @@ from tasks.errors import InputError
 Seed = int | tuple[int, ...]
 """Whatever numpy's SeedSequence takes: one integer, or several that are mixed (run seed, step)."""
 
+CLEAN_TARGET = "clean_target"
+"""The label that holds a real-valued target without its noise, ⟨w*, x⟩ say, where that is known."""
+
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
@@ -142,6 +145,37 @@ class Prompts:
             raise InputError("accuracy needs token targets: these prompts have real-valued ones, use the loss")
         hits = (outputs.argmax(dim=-1) == self.targets) & self.scored
         return hits.sum(dim=1), self.scored.sum(dim=1)
+
+    def excess_risk(
+        self, predictions: Float[Tensor, "batch pos"] | Float[Tensor, "batch pos 1"]
+    ) -> tuple[Float[Tensor, "batch"], Int[Tensor, "batch"]]:
+        """How far predictions are from the target *without its noise*: Σ (ŷ − ⟨w*, x⟩)² over scored positions.
+
+        Returns the sum and the number of scored positions, per prompt; an estimate is the ratio of the two totals,
+        in squared units of y. The best possible value is that of the Bayes predictor, not zero.
+
+        Raises:
+            InputError: w* is unknown (the prompts come from a table), or the predictions have another shape.
+
+        Source: Chen, Zhao and Zou 2024 [abs][mem].
+
+        >>> clean = {"clean_target": torch.tensor([[4.0]])}
+        >>> prompts = Prompts.from_tensors(torch.ones(1, 1, 2), torch.tensor([[5.0]]), labels=clean)
+        >>> prompts.excess_risk(torch.tensor([[7.0]]))
+        (tensor([9.]), tensor([1]))
+        """
+        if CLEAN_TARGET not in self.labels:
+            raise InputError(
+                f"excess_risk needs the label {CLEAN_TARGET!r}, which these prompts lack (w* is unknown): "
+                "use the loss, the error against the noisy targets"
+            )
+        if predictions.numel() != self.targets.numel() or predictions.shape[:2] != self.targets.shape:
+            raise InputError(
+                f"predictions is {list(predictions.shape)} but targets is {list(self.targets.shape)}: "
+                "give one prediction per position, [batch, pos] or [batch, pos, 1]"
+            )
+        error = predictions.reshape(self.targets.shape) - self.labels[CLEAN_TARGET]
+        return error.square().masked_fill(~self.scored, 0).sum(dim=1), self.scored.sum(dim=1)
 
     def decode(self, index: int) -> list[str]:
         """The tokens of one prompt in words."""

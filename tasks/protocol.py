@@ -29,6 +29,15 @@ class Task(Protocol):
         """Number of tokens, or None for a task over real vectors."""
         ...
 
+    @property
+    def d_in(self) -> int | None:
+        """Numbers per position of a task over real vectors, or None for one over tokens."""
+        ...
+
+    def at_step(self, step: int) -> "Task":
+        """The task that training step ``step`` samples from: a curriculum's, or the task itself."""
+        ...
+
     def sample(self, n: int, *, seed: Seed) -> Prompts:
         """Draw n prompts; the same seed gives the same prompts."""
         ...

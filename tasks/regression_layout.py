@@ -1,15 +1,15 @@
-"""In-context regression as prompts: pairs (x, y) laid out as positions, read back, and judged without the noise."""
+"""In-context regression as prompts: pairs (x, y) laid out as positions and read back."""
 
 from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from tasks.errors import InputError
-from tasks.field_checks import check_choice
-from tasks.prompts import Prompts, Seed
+from tasks.field_checks import check_choice, check_whole
+from tasks.prompts import CLEAN_TARGET, Prompts, Seed
 
 Layout = Literal["query", "interleaved"]
 ROLES = ("pair", "query", "x", "y")
@@ -22,11 +22,15 @@ def regression_prompts(
     y: Float[Tensor, "batch pair"],
     *,
     layout: Layout = "query",
+    n_queries: int = 1,
     clean: Float[Tensor, "batch pair"] | None = None,
     latents: Mapping[str, Shaped[Tensor, "batch ..."]] | None = None,
     seed: Seed | None = None,
 ) -> Prompts:
     """Prompts from pairs; the last pair is the query, whose y is a target and never an input.
+
+    With ``n_queries`` above 1 (query layout only) that many pairs at the end are queries, each a question of its own
+    about the same context: give the model ``attention_dir="query_masked"``, so that none reads another.
 
     ``layout="query"``: one position per pair, read in both directions, [batch, pair, d + 1]::
 
@@ -48,19 +52,23 @@ def regression_prompts(
     ([[[1.0, 0.0], [0.0, 5.0], [1.0, 0.0]]], [[True, False, True]])
     """
     check_choice("layout", layout, ("query", "interleaved"))
-    if x.shape[:2] != y.shape or not all(y.shape):
+    check_whole("n_queries", n_queries, 1)
+    if layout == "interleaved" and n_queries > 1:
+        raise InputError(f"n_queries = {n_queries} needs layout = 'query': interleaved prompts ask at every x")
+    if x.shape[:2] != y.shape or not len(y) or y.shape[1] < n_queries:
         raise InputError(
             f"x is {list(x.shape)} but y is {list(y.shape)}: give x [batch, pair, d] and y [batch, pair], none empty"
         )
     _check_finite(x, y)
     n_prompts, n_pairs, d = x.shape
+    n_answered = n_pairs - n_queries
     if layout == "query":
         inputs = torch.cat([x, y[..., None]], dim=-1)
-        inputs[:, -1, -1] = 0
+        inputs[:, n_answered:, -1] = 0
         pair = torch.arange(n_pairs)
         role = torch.full((n_pairs,), PAIR)
-        role[-1] = QUERY
-        n_context = torch.full((n_pairs,), n_pairs - 1)
+        role[n_answered:] = QUERY
+        n_context = torch.full((n_pairs,), n_answered)
     else:
         inputs = x.new_zeros(n_prompts, 2 * n_pairs - 1, d + 1)
         inputs[:, 0::2, :d] = x
@@ -72,7 +80,7 @@ def regression_prompts(
     facts = {"role": role, "position": torch.arange(len(role)), "n_context": n_context}
     labels = {name: fact.to(x.device).expand(n_prompts, -1) for name, fact in facts.items()}
     if clean is not None:
-        labels["clean_target"] = clean[:, pair]
+        labels[CLEAN_TARGET] = clean[:, pair]
     return Prompts(
         inputs,
         targets=y[:, pair],
@@ -87,9 +95,9 @@ def regression_prompts(
 def regression_pairs(
     prompts: Prompts,
 ) -> tuple[Float[Tensor, "batch pair d"], Float[Tensor, "batch n_context"], Layout]:
-    """Every x of the prompts (the query last), every y that is an *input*, and the layout they were read from.
+    """Every x of the prompts (the queries last), every y that is an *input*, and the layout they were read from.
 
-    The inverse of ``regression_prompts``, less the query's y: a predictor built on it cannot see its target.
+    The inverse of ``regression_prompts``, less the queries' y: a predictor built on it cannot see its target.
 
     Raises:
         InputError: the prompts are no regression prompts, or hold a value that is not finite.
@@ -107,38 +115,8 @@ def regression_pairs(
     _check_finite(prompts.inputs)
     if (role == Y).any() or (role == X).any():
         return prompts.inputs[:, 0::2, :-1], prompts.inputs[:, 1::2, -1], "interleaved"
-    return prompts.inputs[..., :-1], prompts.inputs[:, :-1, -1], "query"
-
-
-def excess_risk(
-    predictions: Float[Tensor, "batch pos"] | Float[Tensor, "batch pos 1"], prompts: Prompts
-) -> tuple[Float[Tensor, "batch"], Int[Tensor, "batch"]]:
-    """How far predictions are from the target *without its noise*: Σ (ŷ − ⟨w*, x⟩)² over scored positions.
-
-    Returns the sum and the number of scored positions, per prompt; an estimate is the ratio of the two totals,
-    in squared units of y. The best possible value is that of the Bayes predictor, not zero.
-
-    Raises:
-        InputError: w* is unknown (the prompts come from a table), or the predictions have another shape.
-
-    Source: Chen, Zhao and Zou 2024 [abs][mem].
-
-    >>> prompts = regression_prompts(torch.ones(1, 2, 1), torch.tensor([[5.0, 6.0]]), clean=torch.tensor([[4.0, 4.0]]))
-    >>> excess_risk(torch.tensor([[0.0, 7.0]]), prompts)
-    (tensor([9.]), tensor([1]))
-    """
-    if "clean_target" not in prompts.labels:
-        raise InputError(
-            "excess_risk needs the label 'clean_target', which these prompts lack (w* is unknown): "
-            "use prompts.loss, the error against the noisy targets"
-        )
-    if predictions.numel() != prompts.targets.numel() or predictions.shape[:2] != prompts.targets.shape:
-        raise InputError(
-            f"predictions is {list(predictions.shape)} but targets is {list(prompts.targets.shape)}: "
-            "give one prediction per position, [batch, pos] or [batch, pos, 1]"
-        )
-    error = predictions.reshape(prompts.targets.shape) - prompts.labels["clean_target"]
-    return error.square().masked_fill(~prompts.scored, 0).sum(dim=1), prompts.scored.sum(dim=1)
+    n_answered = int((role[0] == PAIR).sum())
+    return prompts.inputs[..., :-1], prompts.inputs[:, :n_answered, -1], "query"
 
 
 def _check_finite(*parts: Tensor) -> None:

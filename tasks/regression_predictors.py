@@ -1,7 +1,7 @@
 """Reference in-context algorithms for regression: what each would predict from the context of a prompt.
 
 All of them fit a weight vector ŵ to the pairs of the context, in float64, and predict ⟨ŵ, x⟩, [batch, pos].
-Query layout: ŵ is fitted to all n pairs; the scored value is the one at the query, those at the context positions
+Query layout: ŵ is fitted to all n pairs; the scored values are those at the queries, those at the context positions
 are in-sample fits. Interleaved layout: the value at x_j comes from the pairs before it (0 where there is none), and
 positions that hold a y get 0.
 
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from tasks.errors import InputError
 from tasks.field_checks import check_choice, check_real, check_whole
-from tasks.prompts import Prompts
-from tasks.regression_layout import excess_risk, regression_pairs
+from tasks.prompts import CLEAN_TARGET, Prompts
+from tasks.regression_layout import regression_pairs
 
 How = Literal["given", "tuned", "hindsight"]
 RANK_TOLERANCE = 1e-12
@@ -116,9 +116,9 @@ class TunablePredictor(LinearPredictor):
             )
         # Building each one checks each value, before any work.
         trials = [cls(**{cls.parameter: value}, **settings) for value in values]
-        risk = excess_risk if "clean_target" in prompts.labels else (lambda outputs, prompts: prompts.loss(outputs))
+        risk = prompts.excess_risk if CLEAN_TARGET in prompts.labels else prompts.loss
         totals = [
-            float(risk(predictions, prompts)[0].sum())
+            float(risk(predictions)[0].sum())
             for predictions in _predict(prompts, lambda x, y: trials[0].path(x, y, values))
         ]
         return replace(trials[totals.index(min(totals))], chosen=how)
@@ -192,7 +192,7 @@ class GradientDescent(TunablePredictor):
         """
         x, y, _ = regression_pairs(prompts)
         steps = range(self.steps + 1) if steps is None else steps
-        return torch.stack(list(self.path(x[:, :-1].double(), y.double(), steps)))
+        return torch.stack(list(self.path(x[:, : y.shape[1]].double(), y.double(), steps)))
 
     def preconditioner(self, correlation: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """What multiplies each feature before the descent, given Xᵀy / n: 1."""
@@ -260,7 +260,7 @@ def _predict(
     x, y, layout = regression_pairs(prompts)
     x, y = x.double(), y.double()
     if layout == "query":
-        for w in path(x[:, :-1], y):
+        for w in path(x[:, : y.shape[1]], y):
             yield torch.einsum("bnd,bd->bn", x, w)
         return
     n_pairs = x.shape[1]

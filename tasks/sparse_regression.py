@@ -26,12 +26,14 @@ class SparseRegression:
     w* has ``sparsity`` non-zero entries on a uniformly drawn support: ``weight_scale`` · N(0, 1) each
     (``weights="gaussian"``) or ± ``weight_scale`` / √sparsity (``"signs"``); x ~ N(0, Σ). Prompts carry w* in
     ``latents["w_star"]`` [batch, d] and its support in ``latents["support"]``; labels and layouts are those of
-    ``regression_prompts``. The query's target is noisy as well: ``excess_risk`` judges without that noise.
+    ``regression_prompts``. The query's target is noisy as well: ``prompts.excess_risk`` judges without that noise.
 
     Attributes:
         d: number of features; a position is d + 1 numbers wide (``d_in``).
         covariance: Σ: "identity"; "power", diagonal with Σ_jj = j^-``covariance_exponent`` (j = 1 … d); or a
             symmetric positive definite matrix as a tuple of row tuples.
+        n_queries: queries per prompt, each a question of its own about the same context (query layout only). More of
+            them teach a model more per prompt; it needs ``attention_dir="query_masked"`` with the same number.
         n_context_min: if given, every batch draws its own number of pairs uniformly from n_context_min … n_context.
         active_dims: if given, only the first so many features are non-zero, in x as in w*.
         curriculum_steps: if given, ``at_step`` grows the problem to full size over so many steps, from
@@ -61,6 +63,7 @@ class SparseRegression:
     covariance: Literal["identity", "power"] | tuple[tuple[float, ...], ...] = "identity"
     covariance_exponent: float | None = None
     layout: Layout = "query"
+    n_queries: int = 1
     n_context_min: int | None = None
     active_dims: int | None = None
     curriculum_steps: int | None = None
@@ -72,18 +75,21 @@ class SparseRegression:
         check_whole("active_dims", self.active_dims, 1, self.d, optional=True)
         check_whole("sparsity", self.sparsity, 1, self.dims)
         check_whole("n_context", self.n_context, 1)
+        check_whole("n_queries", self.n_queries, 1)
         check_whole("n_context_min", self.n_context_min, 1, self.n_context, optional=True)
         check_real("noise", self.noise, zero_allowed=True)
         check_real("weight_scale", self.weight_scale)
         check_choice("weights", self.weights, ("gaussian", "signs"))
         check_choice("layout", self.layout, ("query", "interleaved"))
+        if self.n_queries > 1 and self.layout != "query":
+            raise InputError(f"n_queries = {self.n_queries} needs layout = 'query': interleaved asks at every x")
         self._check_covariance()
         self._check_curriculum()
 
     @property
     def n_ctx(self) -> int:
         """Positions of the longest prompt."""
-        return self.n_context + 1 if self.layout == "query" else 2 * self.n_context + 1
+        return self.n_context + self.n_queries if self.layout == "query" else 2 * self.n_context + 1
 
     @property
     def d_vocab(self) -> None:
@@ -118,7 +124,7 @@ class SparseRegression:
         if self.n_context_min is not None:
             n_context = int(rng.integers(self.n_context_min, self.n_context, endpoint=True))
         # One draw for x and the noise: nearly all the time goes into these numbers.
-        draws = rng.standard_normal((n, n_context + 1, self.d + 1), dtype=np.float32)
+        draws = rng.standard_normal((n, n_context + self.n_queries, self.d + 1), dtype=np.float32)
         x = self._with_covariance(draws[..., : self.d])
         w_star = self._draw_weights(rng, n)
         clean = np.matmul(x, w_star[..., None])[..., 0]
@@ -127,6 +133,7 @@ class SparseRegression:
             torch.from_numpy(x),
             torch.from_numpy(y),
             layout=self.layout,
+            n_queries=self.n_queries,
             clean=torch.from_numpy(clean),
             latents=_latents(torch.from_numpy(w_star)),
             seed=seed,
@@ -146,7 +153,7 @@ class SparseRegression:
         """
         if "w_star" not in prompts.latents or "clean_target" not in prompts.labels:
             raise InputError("counterfactual needs prompts whose w* is known: make them with SparseRegression.sample")
-        x, _, layout = regression_pairs(prompts)
+        x, y, layout = regression_pairs(prompts)
         if (x.shape[-1], layout) != (self.d, self.layout):
             raise InputError(
                 f"the prompts have d = {x.shape[-1]}, layout = {layout!r} but the task has d = {self.d}, "
@@ -159,7 +166,7 @@ class SparseRegression:
         targets = clean + noise
         inputs = prompts.inputs.clone()
         if layout == "query":
-            inputs[:, :-1, -1] = targets[:, :-1]
+            inputs[:, : y.shape[1], -1] = targets[:, : y.shape[1]]
         else:
             inputs[:, 1::2, -1] = targets[:, 1::2]
         return replace(
@@ -190,8 +197,9 @@ class SparseRegression:
         check_whole("n", n, 1)
         x, y = self._standardised(frame, target)
         rng = _generator(seed, _FRAME)
-        rows = np.stack([rng.choice(len(y), self.n_context + 1, replace=False) for _ in range(n)])
-        return regression_prompts(torch.from_numpy(x[rows]), torch.from_numpy(y[rows]), layout=self.layout, seed=seed)
+        rows = np.stack([rng.choice(len(y), self.n_context + self.n_queries, replace=False) for _ in range(n)])
+        x_rows, y_rows = torch.from_numpy(x[rows]), torch.from_numpy(y[rows])
+        return regression_prompts(x_rows, y_rows, layout=self.layout, n_queries=self.n_queries, seed=seed)
 
     def at_step(self, step: int) -> "SparseRegression":
         """The task as the curriculum has it at a training step; without a curriculum, or after it, the full task.
@@ -292,8 +300,9 @@ class SparseRegression:
         features = [column for column in frame.columns if column != target]
         if len(features) != self.d:
             raise InputError(f"the table has {len(features)} features beside {target!r} but the task has d = {self.d}")
-        if len(frame) < self.n_context + 1:
-            raise InputError(f"the table has {len(frame)} rows: a prompt needs n_context + 1 = {self.n_context + 1}")
+        needed = self.n_context + self.n_queries
+        if len(frame) < needed:
+            raise InputError(f"the table has {len(frame)} rows: a prompt needs n_context + n_queries = {needed}")
         if not frame.columns.is_unique:
             raise InputError("two columns of the table share a name: rename one")
         for column in frame.columns:

@@ -199,7 +199,7 @@ def _silence_idle_heads(model: HookedTransformer) -> None:
 def _orthogonal_surroundings(model: HookedTransformer, triggers: tuple[int, ...], seed: int) -> None:
     """Everything that the paper freezes, made orthonormal, and nothing stored yet."""
     cfg = model.cfg
-    n_tokens = model.n_tokens
+    n_tokens = model.W_E.shape[0]
     generator = torch.Generator().manual_seed(seed)
     w_E, w_1, w_U, p = _orthonormal(3 * n_tokens + cfg.n_ctx, cfg.d_model, generator).split(
         [n_tokens, n_tokens, n_tokens, cfg.n_ctx]
@@ -240,7 +240,9 @@ def _ideal_memories(
         "W_O2": copy_logit * _memory(w_E @ model.W_V[1, 0], w_U),
     }
     if log_bigram is not None:
-        others = [token for token in range(model.n_tokens) if len(known) == model.n_tokens or token not in known]
+        others = [
+            token for token in range(model.W_E.shape[0]) if len(known) == model.W_E.shape[0] or token not in known
+        ]
         # Divided by the norms, so that w_E(v) W_F w_U(j) is the log-probability itself.
         read = w_E[others] / w_E[others].square().sum(dim=1, keepdim=True)
         written = w_U / w_U.square().sum(dim=1, keepdim=True)

@@ -8,7 +8,7 @@ import torch
 from tasks.bayes_sparse import BayesSparse
 from tasks.errors import InputError
 from tasks.lasso import Lasso
-from tasks.regression_layout import excess_risk, regression_prompts
+from tasks.regression_layout import regression_prompts
 from tasks.regression_predictors import GradientDescent, LeastSquares, PreprocessThenOptimize, Ridge
 from tasks.sparse_regression import SparseRegression
 
@@ -56,11 +56,11 @@ def test_signs_posterior_mean_equals_a_sum_over_every_w():
 def test_no_other_predictor_has_a_lower_risk(weights):
     task = SparseRegression(d=8, sparsity=2, n_context=16, weights=weights)
     prompts = task.sample(3000, seed=0)
-    bayes, _ = excess_risk(BayesSparse(task)(prompts), prompts)
+    bayes, _ = prompts.excess_risk(BayesSparse(task)(prompts))
     rivals = [LeastSquares(), *(family.hindsight(prompts) for family in (Ridge, Lasso, GradientDescent))]
     rivals.append(PreprocessThenOptimize.hindsight(prompts))
     for rival in rivals:
-        excess = excess_risk(rival(prompts), prompts)[0] - bayes
+        excess = prompts.excess_risk(rival(prompts))[0] - bayes
         assert excess.mean() > 3 * excess.std() / math.sqrt(len(prompts)), rival
 
 

@@ -3,7 +3,7 @@ import torch
 
 from tasks.errors import InputError
 from tasks.prompts import Prompts
-from tasks.regression_layout import excess_risk, regression_pairs, regression_prompts
+from tasks.regression_layout import regression_pairs, regression_prompts
 from tasks.sparse_regression import SparseRegression
 
 X = torch.arange(12.0).reshape(2, 3, 2)
@@ -34,10 +34,10 @@ def test_a_single_pair_is_a_query_without_context():
 
 def test_excess_risk_counts_scored_positions_against_the_clean_target():
     prompts = regression_prompts(X, Y, layout="interleaved", clean=Y - 1)
-    sums, counts = excess_risk(prompts.targets + 1, prompts)
+    sums, counts = prompts.excess_risk(prompts.targets + 1)
     assert sums.tolist() == [12, 12]
     assert counts.tolist() == [3, 3]
-    with_axis, _ = excess_risk((prompts.targets + 1)[..., None], prompts)
+    with_axis, _ = prompts.excess_risk((prompts.targets + 1)[..., None])
     assert torch.equal(with_axis, sums)
 
 
@@ -45,14 +45,14 @@ def test_excess_risk_ignores_what_is_not_scored_even_if_it_is_nan():
     prompts = regression_prompts(X, Y, clean=Y)
     predictions = prompts.targets.clone()
     predictions[:, 0] = torch.nan
-    assert excess_risk(predictions, prompts)[0].tolist() == [0, 0]
+    assert prompts.excess_risk(predictions)[0].tolist() == [0, 0]
 
 
 def test_excess_risk_refuses_unknown_w_star_and_a_wrong_shape():
     with pytest.raises(InputError, match="w\\* is unknown"):
-        excess_risk(Y, regression_prompts(X, Y))
+        regression_prompts(X, Y).excess_risk(Y)
     with pytest.raises(InputError, match=r"predictions is \[2, 2\]"):
-        excess_risk(Y[:, :2], regression_prompts(X, Y, clean=Y))
+        regression_prompts(X, Y, clean=Y).excess_risk(Y[:, :2])
 
 
 def test_values_that_are_not_finite_are_refused():

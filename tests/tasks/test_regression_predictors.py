@@ -10,7 +10,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from tasks.bayes_sparse import BayesSparse
 from tasks.errors import InputError
 from tasks.lasso import Lasso
-from tasks.regression_layout import excess_risk, regression_prompts
+from tasks.regression_layout import regression_prompts
 from tasks.regression_predictors import GradientDescent, LeastSquares, PreprocessThenOptimize, Ridge
 from tasks.sparse_regression import SparseRegression
 
@@ -45,7 +45,7 @@ def descend(x, y, steps, step_size):
 @pytest.mark.parametrize(("d", "n_context"), [(16, 32), (16, 64), (8, 100)])
 def test_the_risk_of_least_squares_agrees_with_its_closed_form(d, n_context):
     prompts = SparseRegression(d=d, n_context=n_context, noise=0.5).sample(4000, seed=0)
-    risk, _ = excess_risk(LeastSquares()(prompts), prompts)
+    risk, _ = prompts.excess_risk(LeastSquares()(prompts))
     standard_error = risk.std().item() / math.sqrt(len(prompts))
     assert abs(risk.mean().item() - 0.25 * d / (n_context - d - 1)) < 3 * standard_error
 
@@ -157,7 +157,7 @@ def test_a_context_of_zeros_is_predicted_as_zero(predictor):
 )
 def test_the_chosen_value_is_the_best_of_the_candidates_and_says_how_it_was_chosen(family, values, layout):
     prompts = SparseRegression(d=5, sparsity=2, n_context=9, layout=layout).sample(50, seed=1)
-    risks = [excess_risk(family(value)(prompts), prompts)[0].sum() for value in values]
+    risks = [prompts.excess_risk(family(value)(prompts))[0].sum() for value in values]
     best = values[int(torch.stack(risks).argmin())]
     assert repr(family.hindsight(prompts, values)) == repr(family(best, chosen="hindsight"))
     assert repr(family.tuned(prompts, values)) == repr(family(best, chosen="tuned"))

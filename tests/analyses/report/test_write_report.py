@@ -152,6 +152,10 @@ class Parity:
     name: ClassVar[str] = "parity"
     n_ctx: int = 8
     d_vocab: int | None = 2
+    d_in: ClassVar[None] = None
+
+    def at_step(self, step: int) -> "Parity":  # noqa: ARG002
+        return self
 
     def sample(self, n: int, *, seed: Seed) -> Prompts:
         mixed = sum(part * 31**k for k, part in enumerate(seed)) if isinstance(seed, tuple) else seed
