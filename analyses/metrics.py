@@ -14,7 +14,7 @@ from tasks.prompts import Prompts
 Outputs = Float[Tensor, "batch pos *d_out"]
 CleanOutputs = Float[Tensor, "batch pos *d_clean"]  # a predictor may leave out the axis of one that a model has
 OwnMetric = Callable[[Outputs, Prompts], Float[Tensor, "batch"]]
-MetricLike = Literal["loss", "accuracy", "logit_diff", "prob", "kl"] | OwnMetric
+MetricLike = Literal["loss", "accuracy", "excess_risk", "logit_diff", "prob", "kl"] | OwnMetric
 SumsAndCounts = tuple[Tensor, Tensor]
 """Sum over scored positions and their number, each [batch]; an estimate is the ratio of their totals."""
 
@@ -109,6 +109,10 @@ def _accuracy(outputs: Outputs, prompts: Prompts, _clean: CleanOutputs) -> SumsA
     return prompts.accuracy(outputs)
 
 
+def _excess_risk(outputs: Outputs, prompts: Prompts, _clean: CleanOutputs) -> SumsAndCounts:
+    return prompts.excess_risk(outputs)
+
+
 def _logit_diff(outputs: Outputs, prompts: Prompts, _clean: CleanOutputs) -> SumsAndCounts:
     if prompts.wrong is None:
         raise InputError("metric = 'logit_diff' needs a wrong answer to compare with: give the prompts wrong=")
@@ -151,6 +155,7 @@ def _summed(values: Float[Tensor, "batch pos"], prompts: Prompts) -> SumsAndCoun
 _NAMED: dict[str, Callable[[Outputs, Prompts, CleanOutputs], SumsAndCounts]] = {
     "loss": _loss,
     "accuracy": _accuracy,
+    "excess_risk": _excess_risk,
     "logit_diff": _logit_diff,
     "prob": _prob,
     "kl": _kl,
