@@ -102,8 +102,8 @@ def ablate(
         method: "zero" writes zeros; "mean" the mean over ``reference`` prompts (default: the prompts themselves),
             per position (``over="batch"``) or one for all positions (``over="batch_pos"``); "resample" the
             activation of another reference prompt, by a derangement drawn with ``seed``.
-        metric: one of "loss", "accuracy", "excess_risk", "logit_diff", "prob", "kl", a function (outputs, prompts) -> [batch], or
-            several of them.
+        metric: one of "loss", "accuracy", "excess_risk", "logit_diff", "prob", "kl", a function (outputs, prompts) ->
+            [batch], or several of them.
         by: a label of the prompts that splits the effect, e.g. "segment".
 
     Raises:

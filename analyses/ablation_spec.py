@@ -10,7 +10,7 @@ from analyses.report.seeds import check_n_prompts
 from interp.validated import unknown_key, validated
 from tasks.errors import InputError
 
-NamedMetric = Literal["loss", "accuracy", "logit_diff", "prob", "kl"]
+NamedMetric = Literal["loss", "accuracy", "excess_risk", "logit_diff", "prob", "kl"]
 
 
 @validated

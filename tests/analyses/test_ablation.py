@@ -412,7 +412,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(what, prompts):
         ({"method": "meen"}, "method = 'meen' is unknown: choose 'zero', 'mean' or 'resample'"),
         (
             {"metric": "los"},
-            "metric = 'los' is unknown: choose loss, accuracy, logit_diff, prob, kl or give a function",
+            "metric = 'los' is unknown: choose loss, accuracy, excess_risk, logit_diff, prob, kl or give a function",
         ),
         ({"metric": 3}, "metric = 3 is neither a name nor a function"),
         ({"over": "pos"}, "over = 'pos' is unknown: choose 'batch'"),
