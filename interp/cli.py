@@ -12,7 +12,7 @@ from interp.command_errors import INTERRUPTED, exit_code_of
 if TYPE_CHECKING:
     from interp.run import Run
 
-DEFAULT_PRESET = "bietti-simplified"
+DEFAULT_PRESETS = {"tokens": "bietti-simplified", "vectors": "chen-8-linear"}
 DEMO_PRESET = "bietti-simplified-ff"
 DEMO_SETTINGS = ("scored=all", "d_model=256", "batch_size=32")
 """How the demo differs from the task's and the preset's own values.
@@ -77,7 +77,10 @@ def demo(
 def train(
     task: Annotated[str, typer.Argument(help="bigram, sparse-regression, or your own as file.py:Class.")],
     out: OutOption,
-    preset: Annotated[str, typer.Option(help="The architecture and training to start from.")] = DEFAULT_PRESET,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Architecture and training to start from; by default bietti-simplified or chen-8-linear."),
+    ] = None,
     steps: StepsOption = None,
     seed: SeedOption = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps …")] = None,
@@ -131,7 +134,7 @@ def ablate(
 
 def _train(
     task_name: str,
-    preset_name: str,
+    preset_name: str | None,
     settings: Sequence[str],
     options: dict[str, Any],
     *,
@@ -166,6 +169,7 @@ def _train(
     training = options | chosen["train"]
     given = TrainConfig(**training) if seed is None else TrainConfig.from_seed(seed, **training)
     task = make_task(task_class, chosen["task"], text, counts)
+    preset_name = preset_name or DEFAULT_PRESETS["tokens" if task.d_in is None else "vectors"]
     model_config, preset_training = preset(preset_name, task, chosen["model"])
     try:
         return train(task, model_config, given.over(preset_training), out=out, readouts=_readouts(task, model_config))
@@ -193,5 +197,5 @@ def _write_report(run: "Run", out: Path) -> Path:
 
 def _last_figures(run: "Run") -> str:
     last = run.history.iloc[-1]
-    names = [name for name in run.history.columns if name == "loss" or name.startswith("accuracy")]
+    names = [name for name in run.history.columns if name in ("loss", "excess_risk") or name.startswith("accuracy")]
     return ", ".join(f"{name} {last[name]:.3f}" for name in names)

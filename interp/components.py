@@ -99,10 +99,15 @@ class Attention(nn.Module):
     otherwise PyTorch's fused attention gives z directly.
     """
 
-    def __init__(self, cfg: HookedTransformerConfig):
+    present: Tensor | None
+    """1 for every head that is there and 0 for the others, [head, 1]; None if all are."""
+
+    def __init__(self, cfg: HookedTransformerConfig, layer: int):
         super().__init__()
         assert cfg.d_head is not None
         self.cfg = cfg
+        present = torch.tensor([[float(cfg.has_head(layer, head))] for head in range(cfg.n_heads)])
+        self.register_buffer("present", None if present.all() else present, persistent=False)
         self.W_Q = parameter(cfg.n_heads, cfg.d_model, cfg.d_head)
         self.W_K = parameter(cfg.n_heads, cfg.d_model, cfg.d_head)
         self.W_V = parameter(cfg.n_heads, cfg.d_model, cfg.d_head)
@@ -137,7 +142,7 @@ class Attention(nn.Module):
             z = self._written_out(q, k, v)
         else:
             z = self._fused(q, k, v)
-        z = shown(self.hook_z, z)
+        z = shown(self.hook_z, z if self.present is None else z * self.present)
         if watched(self.hook_result):
             out = self.hook_result(torch.einsum("bphd,hdm->bphm", z, self.W_O)).sum(dim=2)
             return out if self.b_O is None else out + self.b_O
@@ -284,7 +289,7 @@ class Block(nn.Module):
         self.cfg = cfg
         normalized = cfg.normalization_type is not None
         self.ln1 = LayerNorm(cfg) if normalized else nn.Identity()
-        self.attn = Attention(cfg)
+        self.attn = Attention(cfg, layer)
         self.hook_resid_pre = HookPoint()  # [batch, pos, d_model]
         self.hook_q_input = HookPoint()  # [batch, pos, head, d_model]
         self.hook_k_input = HookPoint()  # [batch, pos, head, d_model]

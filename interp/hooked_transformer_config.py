@@ -1,5 +1,6 @@
 """What a HookedTransformer is made of; field names are TransformerLens' where it has the concept."""
 
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from interp.validated import validated
@@ -34,6 +35,8 @@ class HookedTransformerConfig:
             embeddings and positions from N(0, 1) and every other matrix from U(±1/√fan_in), PyTorch's default
             for nn.Linear (the published code of Bietti et al.).
         frozen: patterns (``*`` matches anything) of parameters that are never trained, e.g. ``embed.W_E``.
+        absent_heads: patterns (``*`` matches anything) of heads that are not there, e.g. ``L1H[1-7]``: their z is zero,
+            so that they neither act nor learn. Fewer heads in later layers, and retraining after pruning.
         seed: seed of the initial weights; None where the weights come from elsewhere (converted, or processed as a
             whole), in which case they are zero until they are loaded.
     """
@@ -63,6 +66,7 @@ class HookedTransformerConfig:
     identity_queries: bool = False
     init_mode: Literal["gpt2", "torch_linear"] = "gpt2"
     frozen: tuple[str, ...] = ()
+    absent_heads: tuple[str, ...] = ()
     seed: int | None = 0
 
     def __post_init__(self) -> None:
@@ -75,6 +79,9 @@ class HookedTransformerConfig:
         for layer in self.mlp_layers or ():
             if not 0 <= layer < self.n_layers:
                 raise InputError(f"mlp_layers names layer {layer}: the model has layers 0 to {self.n_layers - 1}")
+        for pattern in self.absent_heads:
+            if not any(fnmatchcase(head, pattern) for head in self._heads()):
+                raise InputError(f"absent_heads: {pattern!r} matches no head: the model has {', '.join(self._heads())}")
         if self.attn_only and self.mlp_layers:
             raise InputError(f"mlp_layers = {self.mlp_layers} contradicts attn_only = True: drop one of them")
         if self.identity_queries and (self.n_heads != 1 or self.d_head != self.d_model):
@@ -126,6 +133,13 @@ class HookedTransformerConfig:
 
     def _set(self, name: str, value: int | None) -> None:
         object.__setattr__(self, name, value)
+
+    def _heads(self) -> list[str]:
+        return [f"L{layer}H{head}" for layer in range(self.n_layers) for head in range(self.n_heads)]
+
+    def has_head(self, layer: int, head: int) -> bool:
+        """Whether this head is there."""
+        return not any(fnmatchcase(f"L{layer}H{head}", pattern) for pattern in self.absent_heads)
 
     def has_mlp(self, layer: int) -> bool:
         """Whether this layer has a feed-forward part."""

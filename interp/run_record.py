@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from interp.atomic_files import is_unfinished, write_atomically
 from interp.hooked_transformer_config import HookedTransformerConfig
 from interp.train_config import TrainConfig
@@ -44,14 +46,27 @@ class RunRecord:
     train: TrainConfig
     readouts: tuple[str, ...]
     versions: dict[str, str]
+    initial_sha256: str | None = None  # of the weights that training started from, where init_seed did not draw them
     format: Literal[1] = 1  # of the run folder as a whole
 
     @classmethod
     def of(
-        cls, task: Task, model: HookedTransformerConfig, train: TrainConfig, readouts: tuple[str, ...] = ()
+        cls,
+        task: Task,
+        model: HookedTransformerConfig,
+        train: TrainConfig,
+        readouts: tuple[str, ...] = (),
+        initial: Mapping[str, Tensor] | None = None,
     ) -> "RunRecord":
         """The record of a training that is about to start."""
-        return cls(task=record_task(task), model=model, train=train, readouts=readouts, versions=_versions())
+        return cls(
+            task=record_task(task),
+            model=model,
+            train=train,
+            readouts=readouts,
+            versions=_versions(),
+            initial_sha256=None if initial is None else _digest_of_weights(initial),
+        )
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":
@@ -176,6 +191,14 @@ class RunRecord:
 def _digest(content: Mapping[str, Any]) -> str:
     """The sha256 of everything recorded, kept in the file so that an edit by hand is noticed."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_of_weights(weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def record_task(task: Task) -> TaskRecord:

@@ -44,6 +44,7 @@ def train(
     train_config: TrainConfig | None = None,
     *,
     out: str | Path,
+    initial: HookedTransformer | None = None,
     readouts: Mapping[str, Readout] | None = None,
     progress: bool = True,
 ) -> Run:
@@ -65,6 +66,8 @@ def train(
         config: a preset's name or an architecture; its ``seed`` gives way to ``init_seed``.
         train_config: laid over the preset: only what was set there replaces the preset's value.
         out: the run's folder: a new or empty one, or the same run's, which is continued or, if complete, returned.
+        initial: a model whose weights to start from, in place of those that ``init_seed`` draws: to train a pruned
+            model on (``absent_heads``), say.
         readouts: further columns by name; a readout that gives several figures makes a column ``name_figure`` of each.
         progress: whether to show a progress bar (in a terminal) or an occasional line, on standard error.
 
@@ -77,9 +80,10 @@ def train(
     """
     model_config, train_config = _resolved(task, config, train_config)
     readouts = dict(readouts or {})
-    record = RunRecord.of(task, model_config, train_config, tuple(readouts))
+    weights = None if initial is None else initial.state_dict()
+    record = RunRecord.of(task, model_config, train_config, tuple(readouts), weights)
     folder = Path(out)
-    trainee = Trainee.untrained(model_config, train_config)
+    trainee = Trainee.untrained(model_config, train_config, weights)
     eval_prompts = task.sample(train_config.eval_prompts, seed=train_config.eval_seed).to(train_config.device)
     figures = _measured(trainee.model, eval_prompts, train_config, readouts)  # before anything is written
     record.claim(folder, task.files())
@@ -142,9 +146,13 @@ class Trainee:
     seconds: float = 0.0
 
     @classmethod
-    def untrained(cls, model_config: HookedTransformerConfig, config: TrainConfig) -> "Trainee":
-        """The model with its initial weights, from ``model_config.seed``."""
+    def untrained(
+        cls, model_config: HookedTransformerConfig, config: TrainConfig, initial: Mapping[str, Tensor] | None = None
+    ) -> "Trainee":
+        """The model with its initial weights: those given, or drawn from ``model_config.seed``."""
         model = HookedTransformer(model_config)
+        if initial is not None:
+            model.load_state_dict(initial)
         thaw_after = _thaw_after(model, config.freeze_until)
         trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         if not trainable.keys() - thaw_after.keys():

@@ -29,10 +29,25 @@ def test_the_full_model_trains_everything(task):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_positions_and_tokens_come_from_the_task(task, name):
-    config, training = preset(name, task)
-    assert (config.n_ctx, config.d_vocab) == (task.n_ctx, task.d_vocab)
+def test_positions_inputs_and_outputs_come_from_the_task(task, name):
+    given = task if PRESETS[name].reads == "tokens" else SparseRegression(d=7, n_queries=3)
+    config, training = preset(name, given)
+    assert (config.n_ctx, config.d_vocab, config.d_in) == (given.n_ctx, given.d_vocab, given.d_in)
+    if given.d_in is not None:
+        assert (config.n_queries, config.d_out) == (3, 1)
     training.refuse_contradictions()
+
+
+@pytest.mark.parametrize("attention", ["softmax", "relu", "linear"])
+def test_every_number_of_heads_has_the_same_number_of_parameters(attention):
+    models = [HookedTransformer(preset(f"chen-{heads}-{attention}", SparseRegression())[0]) for heads in (1, 2, 4, 8)]
+    assert len({sum(weight.numel() for weight in model.parameters()) for model in models}) == 1
+    assert [model.cfg.n_heads for model in models] == [1, 2, 4, 8]
+
+
+def test_interleaved_prompts_are_read_causally_with_positions():
+    config, _ = preset("chen-8-softmax", SparseRegression(layout="interleaved"))
+    assert (config.attention_dir, config.positional_embedding_type) == ("causal", "standard")
 
 
 def test_fields_that_follow_from_others_follow_the_callers(task):
@@ -48,3 +63,5 @@ def test_what_no_preset_can_do_is_refused(task):
         preset("bietti-full", task, {"d_modl": 3})
     with pytest.raises(InputError, match="reads tokens and the task 'sparse-regression' has none"):
         preset("bietti-full", SparseRegression())
+    with pytest.raises(InputError, match="reads real vectors and the task 'bigram' has none"):
+        preset("chen-8-linear", task)
