@@ -36,9 +36,16 @@ def test_the_layers_with_a_feed_forward_part():
     assert [config(attn_only=True).has_mlp(layer) for layer in range(2)] == [False, False]
 
 
+def test_absent_heads_are_named_by_patterns():
+    cfg = config(n_heads=3, absent_heads=("L1H[1-2]", "L0H0"))
+    there = [[cfg.has_head(layer, head) for head in range(3)] for layer in range(2)]
+    assert there == [[False, True, True], [True, False, False]]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"absent_heads": ("L2H0",)}, "absent_heads: 'L2H0' matches no head: the model has L0H0, L1H0"),
         ({"n_head": 2}, "HookedTransformerConfig has no 'n_head': did you mean "),
         ({"n_heads": 5}, "d_model = 12 is no multiple of n_heads = 5: give d_head explicitly"),
         ({"n_layers": 0}, "n_layers = 0 must be at least 1"),

@@ -18,9 +18,9 @@ FAST = {"batch_size": 4, "eval_prompts": 8, "log_every": 4, "checkpoint_every": 
 
 @pytest.fixture
 def run(task, model_config, tmp_path):
-    def run(folder="run", config=model_config, readouts=None, **fields):
+    def run(folder="run", config=model_config, readouts=None, initial=None, **fields):
         training = TrainConfig(**({"steps": 12} | FAST | fields))
-        return train(task, config, training, out=tmp_path / folder, readouts=readouts, progress=False)
+        return train(task, config, training, out=tmp_path / folder, initial=initial, readouts=readouts, progress=False)
 
     return run
 
@@ -150,6 +150,52 @@ def test_equal_seeds_give_equal_runs_and_another_train_seed_another(run):
 def test_init_seed_decides_the_initial_weights_whatever_the_models_own_seed(run, model_config):
     one = run("one", replace(model_config, seed=5), init_seed=8)
     assert same_weights(one.at(0), HookedTransformer(replace(model_config, seed=8)))
+
+
+def test_training_starts_from_the_weights_it_is_given_and_says_so(run):
+    first = run("first")
+    second = run("second", initial=first.model)
+    assert same_weights(second.at(0), first.model)
+    assert first.record.initial_sha256 is None
+    assert second.record.initial_sha256 is not None
+    assert same_weights(run("second", initial=first.model).model, second.model)  # complete: returned as it is
+
+
+def test_a_run_that_started_from_other_weights_is_not_continued(run):
+    first = run("first")
+    run("second", initial=first.model)
+    with pytest.raises(InputError, match="initial_sha256"):
+        run("second", initial=first.at(0))
+    with pytest.raises(InputError, match="initial_sha256"):
+        run("second")
+
+
+def test_initial_weights_of_another_architecture_are_refused_before_a_folder_is_made(run, model_config, tmp_path):
+    other = HookedTransformer(replace(model_config, d_head=4))
+    with pytest.raises(InputError, match="has shape"):
+        run("new", initial=other)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_absent_head_neither_acts_nor_learns(run, model_config):
+    config = replace(model_config, n_heads=2, d_head=4, absent_heads=("L1H1",))
+    trained = run(config=config, lr=0.1)
+    before, after = trained.at(0).blocks[1].attn, trained.model.blocks[1].attn
+    for name in ("W_Q", "W_K", "W_V", "W_O"):
+        assert torch.equal(getattr(before, name)[1], getattr(after, name)[1])
+        assert not torch.equal(getattr(before, name)[0], getattr(after, name)[0])
+    whole = HookedTransformer(replace(config, absent_heads=()))
+    whole.load_state_dict(trained.model.state_dict())
+    tokens = torch.arange(12)[None] % model_config.d_vocab
+    zeroed = whole.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_z", without_head_1)])
+    assert torch.equal(trained.model(tokens), zeroed)
+    assert not torch.equal(trained.model(tokens), whole(tokens))
+
+
+def without_head_1(z, hook):  # noqa: ARG001
+    z = z.clone()
+    z[:, :, 1] = 0
+    return z
 
 
 def test_the_global_generators_are_left_alone(run):
