@@ -192,7 +192,7 @@ def test_an_absent_head_neither_acts_nor_learns(run, model_config):
     assert not torch.equal(trained.model(tokens), whole(tokens))
 
 
-def without_head_1(z, hook):  # noqa: ARG001
+def without_head_1(z, hook):
     z = z.clone()
     z[:, :, 1] = 0
     return z
