@@ -114,14 +114,12 @@ class HookedTransformer(SharedModel, HookedRootModule):
             fits = inputs.is_floating_point() and inputs.ndim == 3 and inputs.shape[-1] == d_in
         if not fits:
             raise InputError(f"inputs are {inputs.dtype} {list(inputs.shape)}: give {expected}")
+        if d_in is not None:
+            self._check_dtype(inputs)
         n_pos = inputs.shape[1]
         if self.has_positions and n_pos > self.cfg.n_ctx:
             raise InputError(f"the prompts have {n_pos} positions but the model has n_ctx = {self.cfg.n_ctx}")
-        if self.cfg.attention_dir == "query_masked" and n_pos <= self.cfg.n_queries:
-            raise InputError(
-                f"the prompts have {n_pos} positions, of which n_queries = {self.cfg.n_queries} are read by none: "
-                "give longer prompts"
-            )
+        self._check_something_to_read(n_pos)
         if d_vocab is not None and inputs.device.type == "cpu" and inputs.numel():  # the look would stall a GPU
             low, high = int(inputs.min()), int(inputs.max())
             if low < 0 or high >= d_vocab:
@@ -133,7 +131,21 @@ class HookedTransformer(SharedModel, HookedRootModule):
                 f"inputs are {resid.dtype} {list(resid.shape)}: with start_at_layer give the residual stream "
                 f"[batch, pos, {self.cfg.d_model}]"
             )
+        self._check_dtype(resid)
+        self._check_something_to_read(resid.shape[1])
         return resid
+
+    def _check_dtype(self, reals: Tensor) -> None:
+        own = self.unembed.W_U.dtype
+        if reals.dtype != own and not torch.is_autocast_enabled(reals.device.type):
+            raise InputError(f"inputs are {reals.dtype} but the weights {own}: give inputs.to({own})")
+
+    def _check_something_to_read(self, n_pos: int) -> None:
+        if self.cfg.attention_dir == "query_masked" and n_pos <= self.cfg.n_queries:
+            raise InputError(
+                f"the prompts have {n_pos} positions, of which n_queries = {self.cfg.n_queries} are read by none: "
+                "give longer prompts"
+            )
 
     def _layer_span(self, start: int | None, stop: int | None) -> tuple[int, int]:
         n_layers = self.cfg.n_layers

@@ -287,15 +287,30 @@ def _resolved(
         train_config = train_config.over(preset_train_config)
     train_config.refuse_contradictions()
     refuse_unavailable_device(train_config.device)
+    _refuse_misfit(config, task)
+    return replace(config, seed=train_config.init_seed), train_config
+
+
+def _refuse_misfit(config: HookedTransformerConfig, task: Task) -> None:
+    """Raise InputError if the model cannot read the task's prompts, answer them, or would read what it must not."""
     if config.n_ctx < task.n_ctx:
         raise InputError(f"n_ctx = {config.n_ctx} but the task's prompts have {task.n_ctx} positions: raise n_ctx")
     for name in ("d_vocab", "d_in"):
         if getattr(config, name) != getattr(task, name):
             raise InputError(f"{name} = {getattr(config, name)} but the task has {getattr(task, name)}: set the same")
+    d_out = getattr(task, "d_out", 1 if task.d_vocab is None else None)  # a target is one real number, or a token
+    if config.d_out != d_out:
+        raise InputError(f"d_out = {config.d_out} but the task's targets ask for {d_out}: set the same")
     n_queries = getattr(task, "n_queries", config.n_queries)
-    if config.attention_dir == "query_masked" and config.n_queries != n_queries:
-        raise InputError(f"n_queries = {config.n_queries} but the task's prompts have {n_queries}: set the same")
-    return replace(config, seed=train_config.init_seed), train_config
+    if config.n_queries != n_queries:
+        raise InputError(
+            f"n_queries = {config.n_queries} but the task's prompts have {n_queries}: set the same, with "
+            "attention_dir = 'query_masked'"
+        )
+    if getattr(task, "layout", None) == "interleaved" and config.attention_dir != "causal":
+        raise InputError(
+            f"attention_dir = {config.attention_dir!r} lets an x of an interleaved prompt read its own y: set 'causal'"
+        )
 
 
 def refuse_unavailable_device(device: str) -> None:

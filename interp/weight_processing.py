@@ -59,7 +59,7 @@ def center_writing_weights(model: HookedTransformer) -> HookedTransformer:
     """
     if model.cfg.normalization_type is None:
         raise InputError("normalization_type is None: without LayerNorm the mean of the residual stream counts")
-    return _centred(model, ("W_E", "W_pos", "W_O", "b_O", "W_out", "b_out", "W_F"))
+    return _centred(model, ("W_E", "b_E", "W_pos", "W_O", "b_O", "W_out", "b_out", "W_F"))
 
 
 def center_unembed(model: HookedTransformer) -> HookedTransformer:
@@ -67,12 +67,17 @@ def center_unembed(model: HookedTransformer) -> HookedTransformer:
 
     A contribution to a logit then says how much more it favours that token than the average one.
 
+    Raises:
+        InputError: the outputs are real numbers, whose mean counts.
+
     Source: TransformerLens' center_unembed [code].
 
     >>> model = HookedTransformer(HookedTransformerConfig(n_layers=1, d_model=4, n_ctx=3, d_vocab=5))
     >>> bool((center_unembed(model)(torch.tensor([[0, 1, 2]])).mean(dim=-1).abs() < 1e-6).all())
     True
     """
+    if model.cfg.d_out is not None:
+        raise InputError(f"d_out = {model.cfg.d_out}: the model gives real numbers and no logits, so their mean counts")
     return _centred(model, ("W_U", "b_U"))
 
 
