@@ -92,7 +92,8 @@ def _copying(measured: BigramMeasurements, finding: Finding) -> Section:
             (
                 "In context: a trigger that has occurred before in the prompt, so that its output can be looked up. "
                 "First: a trigger's first occurrence, whose output nobody can know. Global: every other token, which "
-                "follows the corpus' bigrams."
+                "follows the corpus' bigrams. The metric “distance” is how far a predictor's next-token distribution is "
+                "from the model's: total variation, 0 to 1."
             ),
         ),
         figures=[
@@ -252,6 +253,8 @@ def _training(history: pd.DataFrame, model: HookedTransformer) -> Section:
     loss = curves(steps, losses, colours).update_yaxes(title_text="loss (nats)", rangemode="tozero")
     figures = [FigureOf(loss, _learned_caption(history))]
     recalls = [name for name in history if str(name).startswith("recall_")]
+    early = "recall_W_K1_first64"  # of prompts no longer than that, the same curve once more
+    recalls = [name for name in recalls if name != early or not history[name].equals(history["recall_W_K1"])]
     if recalls:
         n_heads = model.cfg.n_heads
         of_head = {name: component_colour(int("K1" not in str(name)), 0, n_heads) for name in recalls}
