@@ -55,10 +55,12 @@ def regression_prompts(
     check_whole("n_queries", n_queries, 1)
     if layout == "interleaved" and n_queries > 1:
         raise InputError(f"n_queries = {n_queries} needs layout = 'query': interleaved prompts ask at every x")
-    if x.shape[:2] != y.shape or not len(y) or y.shape[1] < n_queries:
+    if x.shape[:2] != y.shape or not y.numel():
         raise InputError(
             f"x is {list(x.shape)} but y is {list(y.shape)}: give x [batch, pair, d] and y [batch, pair], none empty"
         )
+    if y.shape[1] < n_queries:
+        raise InputError(f"n_queries = {n_queries} but there are {y.shape[1]} pairs: the queries are the last of them")
     _check_finite(x, y)
     n_prompts, n_pairs, d = x.shape
     n_answered = n_pairs - n_queries

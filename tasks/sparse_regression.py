@@ -188,7 +188,7 @@ class SparseRegression:
 
         Raises:
             InputError: the target is no column, the features are not d in number, the rows fewer than
-                n_context + 1, or a column is constant, not numeric, or holds NaN or infinity.
+                n_context + n_queries, or a column is constant, not numeric, or holds NaN or infinity.
 
         >>> frame = pd.DataFrame({"a": [1.0, 2.0, 3.0], "price": [3.0, 5.0, 4.0]})
         >>> SparseRegression(d=1, sparsity=1, n_context=2).from_frame(frame, "price", 4, seed=0).inputs.shape

@@ -19,9 +19,26 @@ def test_widths_that_depend_on_others_are_filled_in():
     assert (given.d_head, given.d_mlp, given.d_vocab_out) == (2, 9, 1)
 
 
+def test_vectors_or_tokens_go_in_and_real_numbers_or_logits_come_out():
+    reals = config(d_vocab=None, d_in=3, d_out=2)
+    assert (reals.d_vocab, reals.d_vocab_out, reals.n_outputs) == (None, None, 2)
+    read_out = config(d_out=2)
+    assert (read_out.d_vocab_out, read_out.n_outputs) == (None, 2)
+    classifier = config(d_vocab=None, d_in=3, d_vocab_out=9)
+    assert (classifier.d_out, classifier.n_outputs) == (None, 9)
+    with pytest.raises(InputError, match="d_out is missing"):
+        _ = config(d_vocab=None, d_in=3).n_outputs
+
+
+def test_queries_may_fill_all_positions_but_one():
+    assert config(attention_dir="query_masked", n_queries=4).n_queries == 4
+
+
 def test_a_config_survives_being_written_and_read():
     cfg = config(mlp_layers=(1,), frozen=("embed.*",), n_heads=2)
     assert HookedTransformerConfig(**asdict(cfg)) == cfg
+    reals = config(d_vocab=None, d_in=3, d_out=2, attn_fn="relu", attention_dir="query_masked", n_queries=3)
+    assert HookedTransformerConfig(**asdict(reals)) == reals
     assert replace(cfg, seed=4).seed == 4
 
 
@@ -46,6 +63,19 @@ def test_absent_heads_are_named_by_patterns():
     ("options", "message"),
     [
         ({"absent_heads": ("L2H0",)}, "absent_heads: 'L2H0' matches no head: the model has L0H0, L1H0"),
+        ({"d_in": 3}, "d_vocab = 7 and d_in = 3 exclude each other: drop one of them"),
+        ({"d_vocab_out": 4, "d_out": 1}, "d_vocab_out = 4 and d_out = 1 exclude each other"),
+        ({"d_vocab": None, "d_in": 0}, "d_in = 0 must be at least 1"),
+        ({"d_out": 0}, "d_out = 0 must be at least 1"),
+        (
+            {"n_queries": 2},
+            "n_queries = 2 has no effect with attention_dir = 'causal': set attention_dir = 'query_masked'",
+        ),
+        ({"n_queries": 2, "attention_dir": "bidirectional"}, "no effect with attention_dir = 'bidirectional'"),
+        ({"n_queries": 5, "attention_dir": "query_masked"}, "n_queries = 5 leaves none of n_ctx = 5 positions to read"),
+        ({"n_queries": 0, "attention_dir": "query_masked"}, "n_queries = 0 must be at least 1"),
+        ({"attention_dir": "masked"}, "attention_dir = 'masked' is no HookedTransformerConfig.attention_dir"),
+        ({"attn_fn": "sigmoid"}, "attn_fn = 'sigmoid' is no HookedTransformerConfig.attn_fn"),
         ({"n_head": 2}, "HookedTransformerConfig has no 'n_head': did you mean "),
         ({"n_heads": 5}, "d_model = 12 is no multiple of n_heads = 5: give d_head explicitly"),
         ({"n_layers": 0}, "n_layers = 0 must be at least 1"),

@@ -1,5 +1,6 @@
 """Runs read back from disk: what they hold, and every kind of damage, each answered in one line."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -266,3 +267,47 @@ def test_a_config_edited_into_another_valid_one_is_refused(folder):
     config.write_text(text.replace('"n_triggers": 2', '"n_triggers": 1'), encoding="utf-8")
     with pytest.raises(InputError, match="was changed since the run was made"):
         Run.load(folder)
+
+
+NEWER = ("d_in", "d_out", "attn_fn", "n_queries", "absent_heads")
+"""Fields of the model that runs of the first version have not; their defaults are what those runs did."""
+
+
+def as_the_first_version_wrote_it(folder: Path) -> None:
+    """Take the newer fields out of config.json, and put in the digest of what is left."""
+
+    def shorten(fields):
+        for name in NEWER:
+            fields["model"].pop(name)
+        fields.pop("initial_sha256")
+        fields.pop("digest")
+        fields["digest"] = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+    edit_config(folder, shorten)
+
+
+def test_a_run_from_before_real_vectors_loads_and_goes_on(folder, task, model_config):
+    weights = Run.load(folder).model.state_dict()
+    as_the_first_version_wrote_it(folder)
+    older = Run.load(folder)
+    assert older.config == model_config
+    assert all(torch.equal(weights[name], value) for name, value in older.model.state_dict().items())
+    weights_path(folder, 6).unlink()
+    continued = continue_training(folder, task, model_config)
+    assert all(torch.equal(weights[name], value) for name, value in continued.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda fields: fields["train"].update(lr=0.5),
+        lambda fields: fields["model"].update(attn_fn="relu"),
+        lambda fields: fields["model"].update(attn_fn="softmax"),  # the default, but it was not there
+        lambda fields: fields["versions"].update(torch="9.9"),
+        lambda fields: fields.pop("digest"),
+    ],
+)
+def test_an_older_run_whose_config_was_edited_is_refused(folder, edit):
+    as_the_first_version_wrote_it(folder)
+    edit_config(folder, edit)
+    assert "was changed since the run was made" in refusal(lambda: Run.load(folder))

@@ -106,6 +106,25 @@ def test_a_linear_memory_is_refused_for_want_of_a_bias():
     assert fold_ln(built(mlp_type="linear", attn_only=True)).cfg.use_biases
 
 
+@pytest.fixture
+def of_vectors():
+    return built(d_vocab=None, d_in=4, d_out=1, attn_fn="relu", attention_dir="query_masked")
+
+
+def test_a_model_of_vectors_is_folded_and_centred_without_changing_its_outputs(of_vectors):
+    vectors = torch.randn(5, 7, 4, generator=torch.Generator().manual_seed(0))
+    centred = center_writing_weights(of_vectors)
+    for processed in (fold_ln(of_vectors), centred):
+        assert apart(processed(vectors), of_vectors(vectors)) < 1e-5
+    assert apart(of_vectors(vectors, stop_at_layer=0).mean(-1), torch.zeros(())) > 0.01
+    assert apart(centred(vectors, stop_at_layer=2).mean(-1), torch.zeros(())) < 1e-5
+
+
+def test_real_outputs_are_not_centred(of_vectors):
+    with pytest.raises(InputError, match="d_out = 1: the model gives real numbers and no logits"):
+        center_unembed(of_vectors)
+
+
 def test_direct_attribution_is_the_same_before_and_after_folding(model, tokens):
     if model.cfg.d_vocab_out != model.cfg.d_vocab:
         tokens = tokens % model.cfg.d_vocab_out

@@ -3,7 +3,7 @@ import torch
 
 from tasks.errors import InputError
 from tasks.prompts import Prompts
-from tasks.regression_layout import regression_pairs, regression_prompts
+from tasks.regression_layout import ROLES, regression_pairs, regression_prompts
 from tasks.sparse_regression import SparseRegression
 
 X = torch.arange(12.0).reshape(2, 3, 2)
@@ -30,6 +30,40 @@ def test_the_querys_y_is_no_input(layout):
 def test_a_single_pair_is_a_query_without_context():
     x, y, layout = regression_pairs(regression_prompts(X[:, :1], Y[:, :1], layout="interleaved"))
     assert (x.shape, y.shape, layout) == ((2, 1, 2), (2, 0), "interleaved")
+
+
+def test_several_queries_are_the_last_pairs_scored_and_without_their_y():
+    prompts = regression_prompts(X, Y, n_queries=2, clean=Y - 1)
+    assert [ROLES[role] for role in prompts.labels["role"][1].tolist()] == ["pair", "query", "query"]
+    assert torch.equal(prompts.inputs[..., :2], X)
+    assert prompts.inputs[..., 2].tolist() == [[0, 0, 0], [3, 0, 0]]  # Y begins with 0 and with 3
+    assert torch.equal(prompts.targets, Y)
+    assert prompts.scored.tolist() == [[False, True, True]] * 2
+    assert prompts.labels["n_context"].tolist() == [[1, 1, 1]] * 2
+    assert prompts.labels["position"].tolist() == [[0, 1, 2]] * 2
+    assert torch.equal(prompts.labels["clean_target"], Y - 1)
+    assert prompts.excess_risk(prompts.targets)[0].tolist() == [2, 2]
+    assert prompts.excess_risk(prompts.targets)[1].tolist() == [2, 2]
+    x, y, layout = regression_pairs(prompts)
+    assert torch.equal(x, X)
+    assert torch.equal(y, Y[:, :1])
+    assert layout == "query"
+
+
+def test_every_pair_may_be_a_query():
+    _, y, _ = regression_pairs(regression_prompts(X, Y, n_queries=3))
+    assert y.shape == (2, 0)
+
+
+def test_a_number_of_queries_that_cannot_be_is_refused():
+    with pytest.raises(InputError, match="n_queries = 0 must be a whole number, at least 1"):
+        regression_prompts(X, Y, n_queries=0)
+    with pytest.raises(InputError, match="n_queries = 4 but there are 3 pairs"):
+        regression_prompts(X, Y, n_queries=4)
+    with pytest.raises(InputError, match="n_queries = 2 needs layout = 'query'"):
+        regression_prompts(X, Y, n_queries=2, layout="interleaved")
+    with pytest.raises(InputError, match=r"x is \[2, 0, 2\] but y is \[2, 0\]"):
+        regression_prompts(X[:, :0], Y[:, :0])
 
 
 def test_excess_risk_counts_scored_positions_against_the_clean_target():

@@ -121,6 +121,16 @@ def test_the_querys_y_is_not_seen(predictor):
 
 
 @each_predictor
+def test_each_of_several_queries_is_answered_as_if_alone(predictor):
+    x, y = PROMPTS.inputs[..., :-1], PROMPTS.targets
+    together = predictor(regression_prompts(x, y, n_queries=3))
+    for query in (7, 8, 9):
+        pairs = [*range(7), query]
+        alone = predictor(regression_prompts(x[:, pairs], y[:, pairs]))
+        torch.testing.assert_close(together[:, pairs], alone, atol=1e-12, rtol=0)
+
+
+@each_predictor
 def test_interleaved_predictions_use_the_pairs_before_and_no_others(predictor):
     task = SparseRegression(d=5, sparsity=2, n_context=4, layout="interleaved")
     prompts = task.sample(6, seed=0)

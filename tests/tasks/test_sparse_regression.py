@@ -1,5 +1,6 @@
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -68,6 +69,34 @@ def test_query_layout_holds_pairs_then_the_query_without_its_y():
     assert [ROLES[role] for role in prompts.labels["role"][0].tolist()] == ["pair"] * 7 + ["query"]
 
 
+def test_several_queries_share_a_context_and_w_star_and_each_has_noise_of_its_own():
+    task = replace(SMALL, n_queries=4, noise=0.3)
+    prompts = task.sample(2000, seed=0)
+    assert prompts.inputs.shape == (2000, task.n_ctx, task.d_in) == (2000, 11, 6)
+    assert torch.equal(prompts.inputs[:, :7, 5], prompts.targets[:, :7])
+    assert (prompts.inputs[:, 7:, 5] == 0).all()
+    assert prompts.scored[0].tolist() == [False] * 7 + [True] * 4
+    assert (prompts.labels["n_context"] == 7).all()
+    assert [ROLES[role] for role in prompts.labels["role"][0].tolist()] == ["pair"] * 7 + ["query"] * 4
+    clean = torch.einsum("bpd,bd->bp", prompts.inputs[..., :5], prompts.latents["w_star"])
+    torch.testing.assert_close(prompts.labels["clean_target"], clean)
+    noise = (prompts.targets - clean)[:, 7:]
+    # 2000 prompts: the standard error of a correlation is 0.022
+    torch.testing.assert_close(torch.corrcoef(noise.T), torch.eye(4), atol=0.1, rtol=0)
+    assert noise.std().item() == pytest.approx(0.3, rel=0.05)
+
+
+def test_a_table_gives_every_query_a_row_of_its_own():
+    frame = pd.DataFrame({"a": np.arange(6.0), "y": np.arange(6.0) ** 2})
+    task = SparseRegression(d=1, sparsity=1, n_context=3, n_queries=3)
+    prompts = task.from_frame(frame, "y", 8, seed=0)
+    assert (prompts.inputs.shape, prompts.scored.sum().item()) == ((8, 6, 2), 24)
+    drawn = prompts.inputs[..., 0].sort(dim=1).values
+    assert torch.equal(drawn, drawn[:1].expand(8, -1))  # all six rows, each once
+    with pytest.raises(InputError, match="6 rows: a prompt needs n_context \\+ n_queries = 7"):
+        replace(task, n_queries=4).from_frame(frame, "y", 8, seed=0)
+
+
 def test_interleaved_layout_alternates_x_and_y_and_scores_every_x():
     task = SparseRegression(d=2, sparsity=1, n_context=2, layout="interleaved")
     prompts = task.sample(3, seed=0)
@@ -132,6 +161,20 @@ def test_counterfactual_keeps_x_and_noise_and_changes_w_star(layout):
     assert torch.equal(other.inputs[..., -1][holds_y], other.targets[holds_y])
 
 
+def test_counterfactual_answers_every_query_anew():
+    task = replace(SMALL, n_queries=3)
+    prompts = task.sample(20, seed=0)
+    other = task.counterfactual(prompts, seed=0)
+    assert torch.equal(other.inputs[..., :-1], prompts.inputs[..., :-1])
+    assert torch.equal(other.inputs[:, :7, -1], other.targets[:, :7])
+    assert (other.inputs[:, 7:, -1] == 0).all()
+    clean = torch.einsum("bpd,bd->bp", other.inputs[..., :-1], other.latents["w_star"])
+    torch.testing.assert_close(other.labels["clean_target"], clean)
+    assert (other.targets[:, 7:] != prompts.targets[:, 7:]).all()
+    noise, other_noise = (each.targets - each.labels["clean_target"] for each in (prompts, other))
+    torch.testing.assert_close(noise, other_noise, atol=1e-6, rtol=0)
+
+
 def test_counterfactual_never_repeats_w_star_even_where_chance_would():
     task = SparseRegression(d=1, sparsity=1, weights="signs")
     prompts = task.sample(100, seed=0)
@@ -177,6 +220,7 @@ def test_the_curriculum_grows_to_the_full_task_and_stays_there():
         SMALL,
         SparseRegression(d=3, sparsity=1, covariance=CORRELATED, layout="interleaved"),
         SparseRegression(curriculum_steps=10, curriculum_dims=4),
+        SparseRegression(n_queries=16),
     ],
 )
 def test_config_survives_json(task):
@@ -243,6 +287,8 @@ def test_from_frame_draws_the_same_prompts_for_the_same_seed():
         ({"active_dims": 3}, "sparsity = 4 .*between 1 and 3"),
         ({"active_dims": 17}, "active_dims = 17"),
         ({"n_context": 0}, "n_context = 0"),
+        ({"n_queries": 0}, "n_queries = 0 must be a whole number, at least 1"),
+        ({"n_queries": 2, "layout": "interleaved"}, "n_queries = 2 needs layout = 'query'"),
         ({"n_context_min": 33}, "n_context_min = 33"),
         ({"noise": -0.1}, "noise = -0.1 .*at least 0"),
         ({"noise": float("nan")}, "noise = nan"),
