@@ -29,6 +29,8 @@ class Metric:
 
     name: str
     measure: Callable[[Outputs, Prompts, CleanOutputs], SumsAndCounts]
+    worse: Literal[1, -1] = 1
+    """The sign of a change for the worse: a loss rises, an accuracy falls; one's own is taken to rise."""
 
     @classmethod
     def of(cls, metric: MetricLike) -> "Metric":
@@ -40,7 +42,7 @@ class Metric:
         if isinstance(metric, str):
             if metric not in _NAMED:
                 raise InputError(f"metric = {metric!r} is unknown: choose {', '.join(_NAMED)} or give a function")
-            return cls(metric, _NAMED[metric])
+            return cls(metric, _NAMED[metric], -1 if metric in _FALLING else 1)
         if not callable(metric):
             raise InputError(f"metric = {metric!r} is neither a name nor a function (outputs, prompts) -> [batch]")
         name = getattr(metric, "__name__", "own metric")
@@ -160,3 +162,4 @@ _NAMED: dict[str, Callable[[Outputs, Prompts, CleanOutputs], SumsAndCounts]] = {
     "prob": _prob,
     "kl": _kl,
 }
+_FALLING = ("accuracy", "logit_diff", "prob")

@@ -77,18 +77,21 @@ class Result(ABC):
             raise InputError(f"some heads have no {column}: matrix needs every head of every layer")
         return values
 
+    @property
+    def tables(self) -> Mapping[str, pd.DataFrame]:
+        """Every table by its short name: ``frame``, and what else a result holds beside it."""
+        return {self.name: self.frame}
+
     def save(self, folder: Path | str) -> Path:
-        """Write ``<name>.csv`` and ``<name>.json`` (title, settings, notes) into a folder, made if need be.
+        """Write a ``<name>.csv`` per table and ``<name>.json`` (title, settings, notes) into a folder, made if need be.
 
         Raises:
             InputError: one of the files exists.
         """
         folder = Path(folder)
         about = {"title": self.title, "settings": dict(self.settings), "notes": list(self.notes)}
-        contents = {
-            folder / f"{self.name}.csv": self.frame.to_csv(index=False).encode(),
-            folder / f"{self.name}.json": (json.dumps(about, indent=2, default=str) + "\n").encode(),
-        }
+        contents = {folder / f"{name}.csv": table.to_csv(index=False).encode() for name, table in self.tables.items()}
+        contents[folder / f"{self.name}.json"] = (json.dumps(about, indent=2, default=str) + "\n").encode()
         for path in contents:
             if path.exists():
                 raise InputError(f"{path} exists: choose another folder, or remove it first")

@@ -75,10 +75,15 @@ def sweep(
                 for receipt, one in zip(total, receipts_of_batch, strict=True):
                     receipt.add(one)
     before, count = np.concatenate(clean), np.concatenate(counts)
-    differences = tuple(np.concatenate(after) - before for after in edited)
-    effects = tuple(ratio_interval(each, count, confidence=confidence, seed=seed) for each in differences)
     with np.errstate(invalid="ignore"):
+        differences = tuple(np.concatenate(after) - before for after in edited)
         baseline = before.sum(axis=0) / count.sum(axis=0)
+    # all at once, since drawing the resamples is most of the work
+    every = ratio_interval(
+        np.concatenate(differences, axis=1), np.tile(count, (1, len(plans))), confidence=confidence, seed=seed
+    )
+    ends = (np.split(part, len(plans)) for part in (every.estimate, every.low, every.high))
+    effects = tuple(Interval(*each) for each in zip(*ends, strict=True))
     fired = tuple(tuple(each) for each in receipts)
     return SweepOutcome(baseline, effects, (count > 0).sum(axis=0), fired, differences, count)
 

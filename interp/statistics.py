@@ -47,20 +47,62 @@ def ratio_interval(
     (array([49.5]), True)
     """
     _check_confidence(confidence)
+    resampled = resampled_ratios(sums, counts, n_boot=n_boot, seed=seed)
+    n_counting = (np.asarray(counts) > 0).sum(axis=0)
+    ends = np.full((2, resampled.shape[1]), np.nan)
+    for k in np.flatnonzero(n_counting >= 2):
+        ends[:, k] = percentile_ends(resampled[:, k], int(n_counting[k]), confidence=confidence)
+    with np.errstate(invalid="ignore"):
+        estimate = np.asarray(sums, dtype=float).sum(axis=0) / np.asarray(counts, dtype=float).sum(axis=0)
+    return Interval(estimate, ends[0], ends[1])
+
+
+def resampled_ratios(
+    sums: Shaped[ndarray, "prompts quantity"],
+    counts: Shaped[ndarray, "prompts quantity"],
+    *,
+    n_boot: int = 2000,
+    seed: int = 0,
+) -> Float[ndarray, "resample quantity"]:
+    """Σ sums / Σ counts over ``n_boot`` resamples of the prompts: what intervals of functions of ratios are made of.
+
+    A resample serves every quantity, so that what belongs to the same prompts stays together. NaN where a resample
+    happened to score nothing.
+
+    Raises:
+        InputError: fewer than two prompts, or a sum that is not finite.
+
+    >>> values = resampled_ratios(np.arange(100.0)[:, None], np.ones((100, 1)), n_boot=500)
+    >>> values.shape, round(float(values.std()), 1)
+    ((500, 1), 2.8)
+    """
     sums, counts = np.asarray(sums, dtype=float), np.asarray(counts, dtype=float)
     if not np.isfinite(sums).all():
         raise InputError(f"{(~np.isfinite(sums)).sum()} of the {sums.size} sums are not finite: no estimate exists")
     if len(sums) < 2:
         raise InputError(f"an interval over prompts needs at least 2 prompts, this has {len(sums)}: sample more")
-    n_counting = (counts > 0).sum(axis=0)
-    resampled = _resampled_ratios(sums, counts, n_boot, np.random.default_rng(seed))
-    ends = np.full((2, sums.shape[1]), np.nan)
-    for k in np.flatnonzero(n_counting >= 2):
-        tail = _expanded_tail((1 - confidence) / 2, int(n_counting[k]))
-        ends[:, k] = np.nanquantile(resampled[:, k], [tail, 1 - tail])
-    with np.errstate(invalid="ignore"):
-        estimate = sums.sum(axis=0) / counts.sum(axis=0)
-    return Interval(estimate, ends[0], ends[1])
+    return _resampled_ratios(sums, counts, n_boot, np.random.default_rng(seed))
+
+
+def percentile_ends(
+    resampled: Float[ndarray, "resample *shape"], n_prompts: int, *, confidence: float = 0.95
+) -> Float[ndarray, "2 *shape"]:
+    """The ends of the expanded percentile interval (see ``ratio_interval``) of anything computed per resample.
+
+    Resamples without a value (NaN) are left out; without any, the ends are NaN.
+
+    Raises:
+        InputError: a confidence outside 0 to 1.
+
+    >>> percentile_ends(np.arange(1001.0), 1000).round()
+    array([ 25., 975.])
+    """
+    _check_confidence(confidence)
+    tail = _expanded_tail((1 - confidence) / 2, n_prompts)
+    ends = np.full((2, *resampled.shape[1:]), np.nan)
+    known = ~np.isnan(resampled).all(axis=0)
+    ends[:, known] = np.nanquantile(resampled[:, known], [tail, 1 - tail], axis=0)
+    return ends
 
 
 def simultaneous_ratio_interval(
