@@ -5,16 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analyses.ablation import ablate, ablate_heads, ablate_layers, ablate_mlps
+    from analyses.algorithm_distance import measure_algorithm_distances
     from analyses.attention_patterns import score_attention_patterns
     from analyses.attribution import attribute_heads
+    from analyses.bayes_gap import gap_closed
     from analyses.comparison import compare_predictors
     from analyses.crosstalk import crosstalk_against_width
     from analyses.dynamics import analyse_checkpoints
     from analyses.gradient_memory import gradient_recall
     from analyses.interaction import ablate_pairs
+    from analyses.layer_algorithms import measure_layer_distances
     from analyses.memory import memory_recall
     from analyses.memory_heads import circuit_recall
     from analyses.memory_readouts import recall_readouts
+    from analyses.preprocessing_probe import probe_preprocessing
+    from analyses.probes import probe_layers
     from analyses.report import write_report
     from analyses.report.ablation_report import write_ablation_report
     from analyses.report.comparison_report import write_comparison
@@ -25,13 +30,18 @@ _HOMES = {
     "ablate_layers": "ablation",
     "ablate_mlps": "ablation",
     "ablate_pairs": "interaction",
-    "attribute_heads": "attribution",
     "analyse_checkpoints": "dynamics",
+    "attribute_heads": "attribution",
     "circuit_recall": "memory_heads",
     "compare_predictors": "comparison",
     "crosstalk_against_width": "crosstalk",
+    "gap_closed": "bayes_gap",
     "gradient_recall": "gradient_memory",
+    "measure_algorithm_distances": "algorithm_distance",
+    "measure_layer_distances": "layer_algorithms",
     "memory_recall": "memory",
+    "probe_layers": "probes",
+    "probe_preprocessing": "preprocessing_probe",
     "recall_readouts": "memory_readouts",
     "score_attention_patterns": "attention_patterns",
     "write_ablation_report": "report.ablation_report",
@@ -50,8 +60,13 @@ __all__ = [
     "circuit_recall",
     "compare_predictors",
     "crosstalk_against_width",
+    "gap_closed",
     "gradient_recall",
+    "measure_algorithm_distances",
+    "measure_layer_distances",
     "memory_recall",
+    "probe_layers",
+    "probe_preprocessing",
     "recall_readouts",
     "score_attention_patterns",
     "write_ablation_report",

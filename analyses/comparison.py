@@ -75,8 +75,8 @@ def compare_predictors(
             outputs_of = {"model": of_model} | {name: predict(batch) for name, predict in predictors.items()}
         scored = [part.of(prompts).scored[rows] for part in parts]
         for source in sources:
-            _check_shape(source, outputs_of[source], of_model)
-            every = [*metrics, Metric("distance", _distance)]
+            check_shape(source, outputs_of[source], of_model)
+            every = [*metrics, Metric("distance", output_distance)]
             sums = [
                 one.measure(outputs_of[source], batch.score_only(mask), of_model) for one in every for mask in scored
             ]
@@ -98,7 +98,8 @@ def compare_predictors(
     return Comparison(frame, "The model beside reference predictors", settings, notes_on_intervals(frame))
 
 
-def _check_shape(source: str, outputs: Tensor, of_model: Tensor) -> None:
+def check_shape(source: str, outputs: Tensor, of_model: Tensor) -> None:
+    """Raise InputError if a predictor's outputs have another shape than the model's."""
     if outputs.squeeze(-1).shape != of_model.squeeze(-1).shape:
         raise InputError(
             f"predictor {source!r} returned {list(outputs.shape)}, the model {list(of_model.shape)}: "
@@ -106,7 +107,15 @@ def _check_shape(source: str, outputs: Tensor, of_model: Tensor) -> None:
         )
 
 
-def _distance(outputs: Outputs, prompts: Prompts, of_model: CleanOutputs) -> SumsAndCounts:
+def output_distance(outputs: Outputs, prompts: Prompts, of_model: CleanOutputs) -> SumsAndCounts:
+    """The distance of two outputs, summed over scored positions, and their number, per prompt.
+
+    The squared difference of predictions, or the total variation ½ Σ_v |p_v − q_v| of next-token distributions.
+
+    >>> prompts = Prompts.from_tensors(torch.ones(1, 2, 3), torch.zeros(1, 2))
+    >>> output_distance(torch.tensor([[1.0, 2.0]]), prompts, torch.tensor([[1.0, 5.0]]))
+    (tensor([9.]), tensor([2]))
+    """
     if prompts.targets.is_floating_point():
         apart = (outputs.squeeze(-1) - of_model.squeeze(-1)).square()
     else:
