@@ -128,11 +128,11 @@ def probe_preprocessing(
 
     >>> from interp.constructions.regression import preprocess_then_optimize_transformer
     >>> from tasks import SparseRegression
-    >>> prompts = SparseRegression(d=8, sparsity=1, n_context=20, noise=0.1).sample(100, seed=0)
+    >>> prompts = SparseRegression(d=8, sparsity=1, n_context=20).sample(100, seed=0)
     >>> model = preprocess_then_optimize_transformer(d=8, n_ctx=21, steps=1, step_size=0.1)
     >>> probed = probe_preprocessing(model, prompts, site="L0.attn", max_steps=5, untrained_seed=None)
     >>> probed.frame.query("steps == 5").set_index("features")["value"].round(2).to_dict()
-    {'raw x': 0.1, 'layer': 0.01, 'random map of x': 0.43, 'exact R x': 0.01}
+    {'raw x': 0.17, 'layer': 0.05, 'random map of x': 0.5, 'exact R x': 0.05}
     """
     refuse_other(model)
     _check_arguments(max_steps, context, target_risk)

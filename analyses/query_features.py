@@ -63,10 +63,12 @@ def check_questions(model: HookedModel, prompts: Prompts, site: Site, context: C
     if n_queries == 1:
         return
     few = prompts[:_CHECKED_PROMPTS]
-    queries = regression_pairs(few)[0][:, n_context:]
-    one_way = _asked(model, few.inputs, queries, n_queries, site)
-    other_way = _asked(model, few.inputs, queries.flip(dims=(1,)), n_queries, site).flip(dims=(1,))
-    if float((one_way - other_way).abs().max()) > _TOLERANCE * float(one_way.abs().max()):
+    together = features_of_queries(model, few, site)
+    apart = torch.empty_like(together)
+    for k in range(n_queries):  # each in every query's place, so that it has itself alone for company
+        itself = regression_pairs(few)[0][:, [n_context + k]].expand(-1, n_queries, -1)
+        apart[:, k] = _asked(model, few.inputs, itself, n_queries, site)[:, -1 - k]
+    if float((together - apart).abs().max()) > _TOLERANCE * float(together.abs().max()):
         raise InputError(
             f"{name} has {n_queries} queries per prompt and the model's queries read each other (or their positions): "
             "give prompts of one query, or a model with attention_dir = 'query_masked'"
