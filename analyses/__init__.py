@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from analyses.attribution import attribute_heads
     from analyses.bayes_gap import gap_closed
     from analyses.comparison import compare_predictors
+    from analyses.coordinate_map import map_coordinates
     from analyses.crosstalk import crosstalk_against_width
     from analyses.dynamics import analyse_checkpoints
     from analyses.gradient_memory import gradient_recall
+    from analyses.head_assessment import assess_heads, effective_heads
     from analyses.interaction import ablate_pairs
     from analyses.layer_algorithms import measure_layer_distances
     from analyses.memory import memory_recall
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from analyses.memory_readouts import recall_readouts
     from analyses.preprocessing_probe import probe_preprocessing
     from analyses.probes import probe_layers
+    from analyses.pruning import prune_heads
     from analyses.report import write_report
     from analyses.report.ablation_report import write_ablation_report
     from analyses.report.comparison_report import write_comparison
@@ -31,17 +34,21 @@ _HOMES = {
     "ablate_mlps": "ablation",
     "ablate_pairs": "interaction",
     "analyse_checkpoints": "dynamics",
+    "assess_heads": "head_assessment",
     "attribute_heads": "attribution",
     "circuit_recall": "memory_heads",
     "compare_predictors": "comparison",
     "crosstalk_against_width": "crosstalk",
+    "effective_heads": "head_assessment",
     "gap_closed": "bayes_gap",
     "gradient_recall": "gradient_memory",
+    "map_coordinates": "coordinate_map",
     "measure_algorithm_distances": "algorithm_distance",
     "measure_layer_distances": "layer_algorithms",
     "memory_recall": "memory",
     "probe_layers": "probes",
     "probe_preprocessing": "preprocessing_probe",
+    "prune_heads": "pruning",
     "recall_readouts": "memory_readouts",
     "score_attention_patterns": "attention_patterns",
     "write_ablation_report": "report.ablation_report",
@@ -56,17 +63,21 @@ __all__ = [
     "ablate_mlps",
     "ablate_pairs",
     "analyse_checkpoints",
+    "assess_heads",
     "attribute_heads",
     "circuit_recall",
     "compare_predictors",
     "crosstalk_against_width",
+    "effective_heads",
     "gap_closed",
     "gradient_recall",
+    "map_coordinates",
     "measure_algorithm_distances",
     "measure_layer_distances",
     "memory_recall",
     "probe_layers",
     "probe_preprocessing",
+    "prune_heads",
     "recall_readouts",
     "score_attention_patterns",
     "write_ablation_report",
