@@ -51,6 +51,13 @@ def test_metrics_of_tokens_are_refused_for_real_valued_targets(name):
         Metric.of(name).measure(outputs, prompts, outputs)
 
 
+def test_a_metric_knows_which_way_is_worse():
+    falls = ("accuracy", "logit_diff", "prob")
+    assert {name: Metric.of(name).worse for name in falls} == dict.fromkeys(falls, -1)
+    rises = ("loss", "excess_risk", "kl", lambda outputs, prompts: outputs[:, 0, 0])  # noqa: ARG005
+    assert [Metric.of(one).worse for one in rises] == [1, 1, 1, 1]
+
+
 def test_several_metrics_keep_their_order():
     assert [metric.name for metric in as_metrics(["kl", "loss"])] == ["kl", "loss"]
     assert [metric.name for metric in as_metrics("prob")] == ["prob"]

@@ -80,6 +80,17 @@ def test_a_result_is_saved_as_a_table_and_what_it_means(result, tmp_path):
     assert about == {"title": "A <title>", "settings": {"seed": 3}, "notes": ["mind the <gap>"]}
 
 
+def test_every_table_of_a_result_is_saved(result, tmp_path):
+    class Two(Example):
+        @property
+        def tables(self):
+            return super().tables | {"example_more": pd.DataFrame({"x": [1, 2]})}
+
+    Two(result.frame, result.title).save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["example.csv", "example.json", "example_more.csv"]
+    assert pd.read_csv(tmp_path / "example_more.csv")["x"].tolist() == [1, 2]
+
+
 @pytest.mark.parametrize("existing", ["example.csv", "example.json"])
 def test_saving_writes_nothing_over(result, tmp_path, existing):
     (tmp_path / existing).write_text("precious")

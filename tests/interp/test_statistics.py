@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from interp.statistics import jackknife_values, ratio_interval, seed_interval, simultaneous_ratio_interval
+from interp.statistics import (
+    jackknife_values,
+    percentile_ends,
+    ratio_interval,
+    resampled_ratios,
+    seed_interval,
+    simultaneous_ratio_interval,
+)
 from tasks.errors import InputError
 
 # 95 % of 2000 intervals: one standard error of the measured coverage is 0.49 %, the accepted band is ± 2 %.
@@ -199,3 +206,33 @@ def test_four_seeds_are_refused_and_five_are_enough():
 def test_a_seed_that_is_not_finite_is_refused():
     with pytest.raises(InputError, match="not finite"):
         seed_interval(np.array([1.0, 2.0, np.nan, 4.0, 5.0]))
+
+
+def test_a_resample_is_the_same_prompts_for_every_quantity():
+    values = np.random.default_rng(0).normal(size=(20, 1))
+    sums = np.hstack([values, 3 * values, values + 1])
+    resampled = resampled_ratios(sums, np.ones_like(sums), n_boot=300, seed=4)
+    np.testing.assert_allclose(resampled[:, 1], 3 * resampled[:, 0])
+    np.testing.assert_allclose(resampled[:, 2], resampled[:, 0] + 1)
+    assert resampled[:, 0].std() == pytest.approx(values.std() / math.sqrt(20), rel=0.2)
+
+
+def test_the_ends_of_resampled_ratios_are_those_of_the_ratio_interval():
+    rng = np.random.default_rng(1)
+    counts = rng.poisson(2.0, (30, 2)).astype(float)
+    sums = counts * rng.normal(1.0, 1.0, (30, 2))
+    interval = ratio_interval(sums, counts, confidence=0.9, seed=7)
+    for k in range(2):
+        n = int((counts[:, k] > 0).sum())
+        low, high = percentile_ends(resampled_ratios(sums, counts, seed=7)[:, k], n, confidence=0.9)
+        assert (interval.low[k], interval.high[k]) == (low, high)
+
+
+def test_resamples_without_a_value_are_left_out_of_the_ends():
+    resampled = np.random.default_rng(2).normal(size=(400, 3))
+    resampled[::4, 1], resampled[:, 2] = np.nan, np.nan
+    ends = percentile_ends(resampled, 50)
+    np.testing.assert_allclose(ends[:, 1], percentile_ends(resampled[~np.isnan(resampled[:, 1]), 1], 50))
+    assert np.isnan(ends).tolist() == [[False, False, True]] * 2
+    with pytest.raises(InputError, match="confidence = 1.0 is no probability"):
+        percentile_ends(resampled, 50, confidence=1.0)
