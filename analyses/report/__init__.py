@@ -9,11 +9,14 @@ from analyses.report.contents import Report
 from analyses.report.folder import PAGE, refuse_occupied, write_folder
 from analyses.report.generic_report import GENERIC_METHOD, generic_sections
 from analyses.report.provenance import facts_of, settings_of
+from analyses.report.regression_report import measure_regression
+from analyses.report.regression_sections import REGRESSION_METHOD, regression_sections
 from analyses.report.seeds import REPORT_STREAM, check_n_prompts
 from interp.run import Run
 from tasks.bigram import BigramICL
 from tasks.errors import InputError
 from tasks.prompts import Prompts
+from tasks.sparse_regression import SparseRegression
 
 
 def write_report(run: Run, out: str | Path, *, seed: int = 0, n_prompts: int = 512) -> Path:
@@ -61,11 +64,28 @@ def _bigram(run: Run, prompts: Prompts, seed: int) -> Report:
     )
 
 
+def _regression(run: Run, prompts: Prompts, seed: int) -> Report:
+    task = run.task
+    if not isinstance(task, SparseRegression):
+        raise InputError(
+            f"the task calls itself 'sparse-regression' but is a {type(task).__name__}: give it a name of its own"
+        )
+    measured = measure_regression(run.model, task, prompts, seed, run.train_config.eval_seed)
+    return Report(
+        "Sparse regression in context: what the model learned",
+        facts_of(run, prompts),
+        measured.findings,
+        regression_sections(measured, run.history),
+        settings_of(run, prompts, seed),
+        method=REGRESSION_METHOD,
+    )
+
+
 def _generic(run: Run, prompts: Prompts, seed: int) -> Report:
     sections = generic_sections(run.model, prompts, run.history, seed=seed)
     title = f"{run.task.name}: what the model's parts do"
     return Report(title, facts_of(run, prompts), (), sections, settings_of(run, prompts, seed), method=GENERIC_METHOD)
 
 
-_REPORTS: dict[str, Callable[[Run, Prompts, int], Report]] = {"bigram": _bigram}
+_REPORTS: dict[str, Callable[[Run, Prompts, int], Report]] = {"bigram": _bigram, "sparse-regression": _regression}
 """The report of each task by name; any other task gets the generic one."""

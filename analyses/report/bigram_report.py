@@ -17,6 +17,7 @@ from analyses.comparison import Comparison, compare_predictors
 from analyses.memory import memory_recall
 from analyses.memory_result import MemoryRecallResult
 from analyses.report.findings import Finding, find_copying, find_heads, find_memories
+from analyses.report.remembering import Remembering
 from analyses.report.skill import Skill
 from interp import HookedTransformer
 from interp.interventions import Zero
@@ -72,19 +73,6 @@ class Chance:
         return torch.where(here, self._in_context(prompts), self._anywhere(prompts))
 
 
-class _Remembering:
-    """A predictor that is asked about the same prompts several times, and thinks once."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        self._predictor = predictor
-        self._last: tuple[Tensor, Tensor] | None = None
-
-    def __call__(self, prompts: Prompts) -> Float[Tensor, "batch pos vocab"]:
-        if self._last is None or not torch.equal(self._last[0], prompts.inputs):
-            self._last = prompts.inputs, self._predictor(prompts)
-        return self._last[1]
-
-
 def measure_bigram(model: HookedTransformer, task: BigramICL, prompts: Prompts, *, seed: int = 0) -> BigramMeasurements:
     """Everything that a bigram report says, measured on these prompts.
 
@@ -136,7 +124,7 @@ def predictors_of(task: BigramICL) -> Mapping[str, Predictor]:
         "in-context copy": InContextCopy(task),
         OPTIMAL: BayesOptimal(task),
     }
-    return {name: _Remembering(predictor) for name, predictor in predictors.items()}
+    return {name: Remembering(predictor) for name, predictor in predictors.items()}
 
 
 def in_context_positions(prompts: Prompts) -> Tensor:

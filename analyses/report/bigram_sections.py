@@ -92,8 +92,8 @@ def _copying(measured: BigramMeasurements, finding: Finding) -> Section:
             (
                 "In context: a trigger that has occurred before in the prompt, so that its output can be looked up. "
                 "First: a trigger's first occurrence, whose output nobody can know. Global: every other token, which "
-                "follows the corpus' bigrams. The metric “distance” is how far a predictor's next-token distribution is "
-                "from the model's: total variation, 0 to 1."
+                "follows the corpus' bigrams. The metric “distance” is how far a predictor's next-token distribution "
+                "is from the model's: total variation, 0 to 1."
             ),
         ),
         figures=[
