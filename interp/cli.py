@@ -86,6 +86,7 @@ def train(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps …")] = None,
     text: TextOption = None,
     counts: CountsOption = None,
+    initial: Annotated[Path | None, typer.Option(help="A run whose last weights to start from.")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any field: task.NAME, model.NAME, train.NAME, or NAME."),
@@ -93,7 +94,8 @@ def train(
 ) -> None:
     """Train a model on a task; given the same folder again, continue where it stopped."""
     options = {"steps": steps, "device": device}
-    run = _train(task, preset, settings or [], options, seed=seed, text=text, counts=counts, out=out)
+    corpus = {"text": text, "counts": counts}
+    run = _train(task, preset, settings or [], options, seed=seed, **corpus, initial=initial, out=out)
     typer.echo(f"{run.path}: {run.steps[-1]} steps, {_last_figures(run)}")
 
 
@@ -141,6 +143,7 @@ def _train(
     seed: int | None,
     text: Path | None,
     counts: Path | None,
+    initial: Path | None = None,
     out: Path,
 ) -> "Run":
     """Put task, model and training together from what the command line says, and train."""
@@ -148,6 +151,7 @@ def _train(
 
     from interp.hooked_transformer_config import HookedTransformerConfig
     from interp.presets import preset
+    from interp.run import Run
     from interp.settings import parse_settings
     from interp.task_choice import find_task_class, make_task, settable_fields
     from interp.train_config import TrainConfig
@@ -171,8 +175,12 @@ def _train(
     task = make_task(task_class, chosen["task"], text, counts)
     preset_name = preset_name or DEFAULT_PRESETS["tokens" if task.d_in is None else "vectors"]
     model_config, preset_training = preset(preset_name, task, chosen["model"])
+    training_config = given.over(preset_training)
+    start = None if initial is None else Run.load(initial).model
     try:
-        return train(task, model_config, given.over(preset_training), out=out, readouts=_readouts(task, model_config))
+        return train(
+            task, model_config, training_config, out=out, initial=start, readouts=_readouts(task, model_config)
+        )
     except KeyboardInterrupt as interrupt:  # typer would drop the message
         typer.echo(interrupt, err=True)
         raise typer.Exit(INTERRUPTED) from None
