@@ -243,3 +243,19 @@ def test_models_without_heads_to_spare_are_refused():
     assert len(prune_heads(one_layer, PROMPTS, importance=IMPORTANCE, layers=[0], n_random=0).frame) == N_HEADS
     with pytest.raises(InputError, match="prompts holds 0 prompts"):
         prune_heads(one_layer, PROMPTS[:0], importance=IMPORTANCE)
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"method": "meen"}, "method = 'meen' is unknown: choose 'zero', 'mean' or 'resample'"),
+        ({"metric": "los"}, "metric = 'los' is unknown"),
+        ({"n_random": 2.5}, "n_random = 2.5 must be a whole number"),
+        ({"others": {"one head": "model"}}, "str is no model: give a model with hooks"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_exist_are_refused(how, message):
+    with pytest.raises(InputError, match=message):
+        prune_heads(MODEL, PROMPTS, **({"importance": IMPORTANCE} | how))

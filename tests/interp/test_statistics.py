@@ -234,5 +234,5 @@ def test_resamples_without_a_value_are_left_out_of_the_ends():
     ends = percentile_ends(resampled, 50)
     np.testing.assert_allclose(ends[:, 1], percentile_ends(resampled[~np.isnan(resampled[:, 1]), 1], 50))
     assert np.isnan(ends).tolist() == [[False, False, True]] * 2
-    with pytest.raises(InputError, match="confidence = 1.0 is no probability"):
+    with pytest.raises(InputError, match=r"confidence = 1\.0 is no probability"):
         percentile_ends(resampled, 50, confidence=1.0)
