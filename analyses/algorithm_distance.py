@@ -272,7 +272,7 @@ def _unresolved(rows: pd.DataFrame) -> tuple[str, ...]:
     for row in rows.loc[rows["closest"] & (rows["not_told_from"] != "")].to_dict("records"):
         where = f" on {row['prompts']}" if "prompts" in row else ""
         notes.append(
-            f"the model is closest to {row['algorithm']}{where}, but this lies nearer to {row['not_told_from']} "
-            "than the model to either: they cannot be told apart"
+            f"the model is closest to {row['algorithm']}{where}, but {row['not_told_from']} lies nearer to that than "
+            "the model to either: which of them it acts like cannot be told"
         )
     return tuple(notes)

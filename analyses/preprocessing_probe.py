@@ -91,6 +91,7 @@ def probe_preprocessing(
     site: SiteLike = "L0.resid_post",
     max_steps: int = 100,
     context: ContextAs = "as_query",
+    centred: bool = True,
     target_risk: float | None = None,
     tuning_prompts: Prompts | None = None,
     untrained_seed: int | None = UNTRAINED_SEED,
@@ -106,13 +107,18 @@ def probe_preprocessing(
 
     What is fair: a context position holds y_i beside x_i, and its residual stream still does behind the layer, so that
     descent on it would learn to read y off, which helps no query. So each φ(x_i) is computed as if x_i were the query:
-    (x_i; 0) takes the query's place behind the same context. Then context and query pass through one map, and the
-    model's own attention does the rest. A softmax may still find y_i, whose x_i matches the query exactly;
-    ``context="leave_one_out"`` asks for φ(x_i) with pair i taken out of the context. Compare both.
+    (x_i; 0) takes the query's place behind the same context, and context and query pass through one map, as R x is one
+    map. Attention may still have found y_i in the context and put it into φ(x_i), which it cannot for a query;
+    ``context="leave_one_out"`` asks for φ(x_i) with pair i taken out: nothing leaks, but each φ(x_i) has a context, and
+    so a map, of its own. A claim should hold either way.
 
     Args:
         site: where features are read: "L0.resid_post" is the residual stream after the first layer, x's read-in
             included; "L0.attn" only what its attention writes.
+        centred: whether every arm first takes from the features (and from y) their mean over the context, as an
+            intercept would. What a layer writes whatever x is (biases, averages over the context) is one steep
+            direction otherwise, which says nothing and alone holds the step size down. False is the formula as it
+            stands.
         target_risk: for the metric "steps_needed"; default: 1.1 times the lowest risk that raw x reaches.
         tuning_prompts: if given, every arm also runs with the best of five fixed η, chosen on these prompts for each
             arm and number of steps, all below 2 / λ_max of every prompt.
@@ -132,7 +138,7 @@ def probe_preprocessing(
     >>> model = preprocess_then_optimize_transformer(d=8, n_ctx=21, steps=1, step_size=0.1)
     >>> probed = probe_preprocessing(model, prompts, site="L0.attn", max_steps=5, untrained_seed=None)
     >>> probed.frame.query("steps == 5").set_index("features")["value"].round(2).to_dict()
-    {'raw x': 0.17, 'layer': 0.05, 'random map of x': 0.5, 'exact R x': 0.05}
+    {'raw x': 0.19, 'layer': 0.06, 'random map of x': 0.48, 'exact R x': 0.06}
     """
     refuse_other(model)
     _check_arguments(max_steps, context, target_risk)
@@ -147,10 +153,10 @@ def probe_preprocessing(
     twin = untrained_twin(model, untrained_seed)
     rules: dict[str, dict[str, Float[ndarray, "prompt step"]]] = {PER_PROMPT: {}}
     for name, features in _feature_maps(model, twin, read, context, seed).items():
-        problems = _problems(features, judged, batch_size)
+        problems = _problems(features, judged, centred, batch_size)
         rules[PER_PROMPT][name] = _risks(problems, max_steps, None)
         if tuning:
-            to_tune = _problems(features, tuning[0], batch_size)
+            to_tune = _problems(features, tuning[0], centred, batch_size)
             rules.setdefault(BEST_FIXED, {})[name] = _risks_at_best_fixed(problems, to_tune, max_steps)
     counts = judged.scored.sum(dim=1).double().numpy(force=True)
     metric = "excess_risk" if CLEAN_TARGET in prompts.labels else "loss"
@@ -162,6 +168,7 @@ def probe_preprocessing(
     settings = {
         "site": str(read),
         "context": context,
+        "centred": centred,
         "max_steps": max_steps,
         "target_risk": target,
         "untrained_seed": None if twin is None else untrained_seed,
@@ -187,7 +194,7 @@ def _check_arguments(max_steps: int, context: str, target_risk: float | None) ->
 def _feature_maps(
     model: HookedModel, twin: HookedModel | None, site: Site, context: ContextAs, seed: int
 ) -> dict[str, FeatureMap]:
-    """The arms, raw x first. The random map needs to know the site's width, which the layer's features show."""
+    """The arms, raw x first. ``exact`` is what a layer would show that computes R x, asked in the same way."""
 
     def raw(prompts: Prompts) -> tuple[Tensor, Tensor]:
         x, y, _ = regression_pairs(prompts)
@@ -195,8 +202,11 @@ def _feature_maps(
 
     def exact(prompts: Prompts) -> tuple[Tensor, Tensor]:
         of_context, of_query = (part.double() for part in raw(prompts))
-        _, r = second_moments(of_context, regression_pairs(prompts)[1].double())
-        return r[:, None] * of_context, r[:, None] * of_query
+        y = regression_pairs(prompts)[1].double()
+        r = second_moments(of_context, y)[1][:, None]
+        n = y.shape[1]
+        without_own = (n * r - of_context * y[..., None]) / (n - 1) if context == "leave_one_out" else r
+        return without_own * of_context, r * of_query
 
     def random(prompts: Prompts) -> tuple[Tensor, Tensor]:
         width = features_of_queries(model, prompts[:1], site).shape[-1]
@@ -214,12 +224,18 @@ def _feature_maps(
     return maps
 
 
-def _problems(features: FeatureMap, prompts: Prompts, batch_size: int) -> list[_Problem]:
+def _problems(features: FeatureMap, prompts: Prompts, centred: bool, batch_size: int) -> list[_Problem]:
     problems = []
     for batch, truth in question_batches(prompts, batch_size):
         of_context, of_query = features(batch)
         y = regression_pairs(batch)[1]
-        problems.append(_Problem(*(part.cpu().double() for part in (of_context, of_query, y, truth))))
+        problem = _Problem(*(part.cpu().double() for part in (of_context, of_query, y, truth)))
+        if centred:
+            middle, level = problem.context.mean(dim=1, keepdim=True), problem.y.mean(dim=1, keepdim=True)
+            problem = _Problem(
+                problem.context - middle, problem.query - middle, problem.y - level, problem.truth - level
+            )
+        problems.append(problem)
     return problems
 
 

@@ -92,7 +92,7 @@ def test_algorithms_nearer_to_each_other_than_the_model_to_either_are_said_to_be
     assert of_model["resolution"].round(5).to_dict() == {"a": 0.01, "b": 0.01, "c": 3.61}
     assert of_model["resolution_from"].to_dict() == {"a": "b", "b": "a", "c": "b"}
     assert len(result.notes) == 1
-    assert "closest to b, but this lies nearer to a than the model to either" in result.notes[0]
+    assert "closest to b, but a lies nearer to that than the model to either" in result.notes[0]
     near = measure_algorithm_distances(Wrapped(constant(0.09)), prompts, level)
     assert (near.frame[near.frame["source"] == "model"]["not_told_from"] == "").all()
     assert near.notes == ()

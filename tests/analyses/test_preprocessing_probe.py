@@ -33,6 +33,10 @@ def softmax_model(**fields):
     return HookedTransformer(HookedTransformerConfig(**(sizes | fields)))
 
 
+def as_in_the_formula(model, prompts, **how):
+    return probe_preprocessing(model, prompts, centred=False, **how)
+
+
 def curve(result, features, rule="1/λ_max per prompt", column="value"):
     rows = result.frame[(result.frame["features"] == features) & (result.frame["step_rule"] == rule)]
     return rows[rows["metric"] != "steps_needed"][column].to_numpy()
@@ -45,7 +49,7 @@ def risk_of(predictor, prompts):
 
 def test_every_arm_is_the_reference_predictor_it_stands_for(prompts, built):
     """The hand-built first layer writes R x: descent on it is preprocess-then-optimise, on raw x gradient descent."""
-    result = probe_preprocessing(built, prompts, site="L0.attn", max_steps=6, batch_size=25)
+    result = as_in_the_formula(built, prompts, site="L0.attn", max_steps=6, batch_size=25)
     for step in range(7):
         raw, preprocessed = (risk_of(one(step), prompts) for one in (GradientDescent, PreprocessThenOptimize))
         assert curve(result, "raw x")[step] == pytest.approx(raw, rel=1e-6)
@@ -57,7 +61,7 @@ def test_every_arm_is_the_reference_predictor_it_stands_for(prompts, built):
 
 
 def test_the_residual_stream_joins_x_to_its_preprocessed_twin(prompts, built):
-    result = probe_preprocessing(built, prompts, max_steps=3, untrained_seed=None)
+    result = as_in_the_formula(built, prompts, max_steps=3, untrained_seed=None)
     x, y, _ = (part.double() if isinstance(part, torch.Tensor) else part for part in regression_pairs(prompts))
     r = (x[:, :10] * y[..., None]).mean(dim=1)
     errors = []
@@ -118,10 +122,45 @@ def test_leaving_one_out_takes_the_pair_away(layout):
         torch.testing.assert_close(of_context[:, i], alone)
 
 
+def test_the_exact_reference_is_asked_as_the_layer_is(prompts, built):
+    """With a pair left out the hand-built layer shows R x of the other pairs, for each pair anew."""
+    how = {"site": "L0.attn", "context": "leave_one_out", "max_steps": 4, "untrained_seed": None}
+    result = as_in_the_formula(built, prompts[:20], **how)
+    np.testing.assert_allclose(curve(result, "layer"), curve(result, "exact R x"), rtol=1e-4)
+    with_own = as_in_the_formula(built, prompts[:20], **(how | {"context": "as_query"}))
+    assert abs(curve(result, "layer")[4] / curve(with_own, "layer")[4] - 1) > 0.01
+
+
+def test_centring_fits_an_intercept_in_every_arm(prompts, built):
+    result = probe_preprocessing(built, prompts, max_steps=2, centred=True, untrained_seed=None)
+    errors = []
+    for b in range(len(prompts)):
+        x, y = prompts.inputs[b, :10, :4].double(), prompts.inputs[b, :10, 4].double()
+        around, level = x - x.mean(dim=0), y - y.mean()
+        rate, w = 1 / torch.linalg.eigvalsh(around.T @ around / 10)[-1], torch.zeros(4, dtype=torch.float64)
+        for _ in range(2):
+            w = w + rate * around.T @ (level - around @ w) / 10
+        prediction = y.mean() + (prompts.inputs[b, 10, :4].double() - x.mean(dim=0)) @ w
+        errors.append(float(prediction - prompts.labels["clean_target"][b, -1]) ** 2)
+    assert curve(result, "raw x")[2] == pytest.approx(np.mean(errors), rel=1e-6)
+
+
+def test_what_a_layer_writes_for_every_x_slows_descent_unless_it_is_centred(prompts):
+    """The hand-built first layer with a bias, which says nothing: centred it changes nothing."""
+    plain, biased = (preprocess_then_optimize_transformer(4, 11, 1, 0.1) for _ in range(2))
+    how = {"max_steps": 5, "untrained_seed": None}
+    point = "blocks.0.hook_resid_post"
+    biased.add_hook(point, lambda resid, **_: resid + 5.0)
+    slowed = as_in_the_formula(biased, prompts, **how)
+    assert curve(slowed, "layer")[5] > 1.5 * curve(as_in_the_formula(plain, prompts, **how), "layer")[5]
+    centred = [probe_preprocessing(model, prompts, centred=True, **how) for model in (plain, biased)]
+    np.testing.assert_allclose(*(curve(result, "layer") for result in centred), rtol=1e-4)
+
+
 def test_interleaved_prompts_are_judged_at_their_last_x_alone():
     task = SparseRegression(d=4, sparsity=1, n_context=6, layout="interleaved")
     prompts = task.sample(30, seed=0)
-    result = probe_preprocessing(softmax_model(attention_dir="causal"), prompts, max_steps=2)
+    result = as_in_the_formula(softmax_model(attention_dir="causal"), prompts, max_steps=2)
     predicted = GradientDescent(2)(prompts)[:, -1]
     expected = float((predicted - prompts.labels["clean_target"][:, -1]).square().mean())
     assert curve(result, "raw x")[2] == pytest.approx(expected, rel=1e-6)
@@ -162,7 +201,7 @@ def test_the_default_target_lies_a_tenth_above_the_best_of_raw_x(prompts, built)
 
 def test_a_fixed_step_is_the_best_on_the_tuning_prompts_whatever_the_judged_ones_say(prompts, built):
     tuning = TASK.sample(40, seed=7)
-    result = probe_preprocessing(built, prompts, max_steps=4, tuning_prompts=tuning, untrained_seed=None)
+    result = as_in_the_formula(built, prompts, max_steps=4, tuning_prompts=tuning, untrained_seed=None)
     steepest = 0.0
     for part in (prompts, tuning):
         x = part.inputs[:, :10, :4].double()
@@ -177,7 +216,7 @@ def test_a_fixed_step_is_the_best_on_the_tuning_prompts_whatever_the_judged_ones
 
 def test_without_known_weights_the_error_against_the_noisy_target_is_judged(prompts, built):
     blind = replace(prompts, labels={k: v for k, v in prompts.labels.items() if k != "clean_target"}, latents={})
-    result = probe_preprocessing(built, blind, max_steps=1, untrained_seed=None)
+    result = as_in_the_formula(built, blind, max_steps=1, untrained_seed=None)
     assert set(result.frame["metric"]) == {"loss", "steps_needed"}
     assert curve(result, "raw x")[0] == pytest.approx(float(prompts.targets[:, -1].square().mean()))
 
