@@ -1,6 +1,7 @@
 """Confidence intervals: over prompts by the bootstrap, over seeds by Student's t."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -50,8 +51,9 @@ def ratio_interval(
     resampled = resampled_ratios(sums, counts, n_boot=n_boot, seed=seed)
     n_counting = (np.asarray(counts) > 0).sum(axis=0)
     ends = np.full((2, resampled.shape[1]), np.nan)
-    for k in np.flatnonzero(n_counting >= 2):
-        ends[:, k] = percentile_ends(resampled[:, k], int(n_counting[k]), confidence=confidence)
+    for n in np.unique(n_counting[n_counting >= 2]):
+        alike = n_counting == n
+        ends[:, alike] = percentile_ends(resampled[:, alike], int(n), confidence=confidence)
     with np.errstate(invalid="ignore"):
         estimate = np.asarray(sums, dtype=float).sum(axis=0) / np.asarray(counts, dtype=float).sum(axis=0)
     return Interval(estimate, ends[0], ends[1])
@@ -100,8 +102,11 @@ def percentile_ends(
     _check_confidence(confidence)
     tail = _expanded_tail((1 - confidence) / 2, n_prompts)
     ends = np.full((2, *resampled.shape[1:]), np.nan)
-    known = ~np.isnan(resampled).all(axis=0)
-    ends[:, known] = np.nanquantile(resampled[:, known], [tail, 1 - tail], axis=0)
+    missing = np.isnan(resampled)
+    known, whole = ~missing.all(axis=0), ~missing.any(axis=0)
+    ends[:, whole] = np.quantile(resampled[:, whole], [tail, 1 - tail], axis=0)
+    if (gaps := known & ~whole).any():  # numpy goes through these one by one, in Python
+        ends[:, gaps] = np.nanquantile(resampled[:, gaps], [tail, 1 - tail], axis=0)
     return ends
 
 
@@ -156,6 +161,7 @@ def _resampled_ratios(sums: ndarray, counts: ndarray, n_boot: int, rng: np.rando
     return np.concatenate(chunks)
 
 
+@cache
 def _expanded_tail(tail: float, n: int) -> float:
     return float(stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(tail, n - 1)))
 
