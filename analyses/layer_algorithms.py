@@ -16,11 +16,11 @@ from analyses.probe_features import (
     held_out_rows,
     positions_read,
     prompt_of_rows,
-    refuse_shared,
     residual_sites,
 )
 from analyses.probe_targets import answer_of
 from analyses.result import notes_on_intervals
+from analyses.separate_prompts import refuse_same_prompts
 from interp.interventions import Intervention, Replace, intervene
 from interp.model_adapter import HookedModel, Inputs, activations, outputs_from, refuse_other
 from interp.sites import Site
@@ -72,7 +72,7 @@ def measure_layer_distances(
     sites = residual_sites(model, None)
     probes: dict[Site, LinearProbe] = {}
     if fit_prompts is not None:
-        refuse_shared(prompts, fit_prompts, "prompts", "fit_prompts")
+        refuse_same_prompts(fit_prompts, prompts, "fit_prompts")
         probes = _answer_probes(model, fit_prompts, sites, checked_ridges(ridge), batch_size, seed)
     readings = [UNEMBEDDING, *([PROBE] if probes else [])]
     sources = [

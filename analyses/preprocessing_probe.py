@@ -14,7 +14,6 @@ from numpy import ndarray
 from torch import Tensor
 
 from analyses.layer_figures import step_curves
-from analyses.probe_features import refuse_shared
 from analyses.query_features import (
     ContextAs,
     check_questions,
@@ -24,6 +23,7 @@ from analyses.query_features import (
     question_batches,
 )
 from analyses.result import Result, notes_on_intervals
+from analyses.separate_prompts import refuse_same_prompts
 from analyses.untrained import NO_TWIN, UNTRAINED_SEED, untrained_twin
 from interp.model_adapter import HookedModel, refuse_other
 from interp.sites import Site, SiteLike
@@ -145,7 +145,7 @@ def probe_preprocessing(
     read = Site.parse(site)
     read.check(model.cfg.n_layers, model.cfg.n_heads)
     if tuning_prompts is not None:
-        refuse_shared(prompts, tuning_prompts, "prompts", "tuning_prompts")
+        refuse_same_prompts(tuning_prompts, prompts, "tuning_prompts")
     asked = {"prompts": prompts} | ({} if tuning_prompts is None else {"tuning_prompts": tuning_prompts})
     for name, part in asked.items():
         check_questions(model, part, read, context, name)

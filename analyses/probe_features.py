@@ -98,14 +98,3 @@ def held_out_rows(prompt: Int[Tensor, "row"], n_prompts: int, rng: np.random.Gen
     mask = torch.zeros(n_prompts, dtype=torch.bool)
     mask[torch.from_numpy(held)] = True
     return mask[prompt]
-
-
-def refuse_shared(prompts: Prompts, test_prompts: Prompts, *names: str) -> None:
-    """Raise InputError if the two sets of prompts are one, or were drawn with the same seed."""
-    first, second = names
-    same_seed = prompts.seed is not None and prompts.seed == test_prompts.seed
-    if prompts is test_prompts or same_seed:
-        why = f"both drawn with seed {prompts.seed}" if same_seed else "the same prompts"
-        raise InputError(f"{first} and {second} are {why}: draw {second} with another seed")
-    if prompts.inputs.shape == test_prompts.inputs.shape and torch.equal(prompts.inputs, test_prompts.inputs):
-        raise InputError(f"{first} and {second} hold the same inputs: draw {second} with another seed")

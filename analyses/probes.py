@@ -20,11 +20,11 @@ from analyses.probe_features import (
     held_out_rows,
     positions_read,
     prompt_of_rows,
-    refuse_shared,
     residual_sites,
 )
 from analyses.probe_targets import ProbeTarget, TargetLike, probe_target
 from analyses.result import Result, notes_on_intervals
+from analyses.separate_prompts import refuse_same_prompts
 from analyses.untrained import NO_TWIN, UNTRAINED_SEED, untrained_twin
 from interp.model_adapter import HookedModel, refuse_other
 from interp.sites import Site, SiteLike
@@ -116,7 +116,7 @@ def probe_layers(
     [['L0.resid_pre', 1.0], ['L0.resid_post', 1.0]]
     """
     refuse_other(model)
-    refuse_shared(prompts, test_prompts, "prompts", "test_prompts")
+    refuse_same_prompts(prompts, test_prompts, "prompts", "test_prompts")
     ridges = checked_ridges(ridge)
     where = (positions_read(prompts, at, "prompts"), positions_read(test_prompts, at, "test_prompts"))
     named: Mapping[str, TargetLike] = target if isinstance(target, Mapping) else {_name_of(target): target}

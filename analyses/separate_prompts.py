@@ -4,13 +4,14 @@ from tasks.errors import InputError
 from tasks.prompts import Prompts
 
 
-def refuse_same_prompts(chosen_on: Prompts, judged_on: Prompts, argument: str) -> None:
+def refuse_same_prompts(chosen_on: Prompts, judged_on: Prompts, argument: str, judged: str = "prompts") -> None:
     """Raise InputError if both are the same prompts, share a seed, or (their seeds unknown) share a prompt.
 
     Prompts of one seed are never independent, even where their number differs: they begin with the same draws.
 
     Raises:
-        InputError: as said, or there are no prompts to choose on; the message names ``argument``.
+        InputError: as said, or there are no prompts to choose on; the message names ``argument`` and, as
+            ``judged``, the other.
 
     >>> import torch
     >>> tokens = torch.tensor([[0, 1], [1, 0]])
@@ -23,13 +24,13 @@ def refuse_same_prompts(chosen_on: Prompts, judged_on: Prompts, argument: str) -
     if not len(chosen_on):
         raise InputError(f"{argument} holds 0 prompts: sample some")
     if chosen_on is judged_on:
-        raise InputError(f"{argument} are the prompts that are judged on: sample others, with another seed")
+        raise InputError(f"{argument} are the prompts that are judged on ({judged}): sample others, with another seed")
     if chosen_on.seed is not None and judged_on.seed is not None:
         if chosen_on.seed == judged_on.seed:
-            raise InputError(f"{argument} and prompts were drawn with the same seed, {judged_on.seed}: use another")
+            raise InputError(f"{argument} and {judged} were drawn with the same seed, {judged_on.seed}: use another")
         return
-    judged = {_contents(judged_on, index) for index in range(len(judged_on))}
-    shared = sum(_contents(chosen_on, index) in judged for index in range(len(chosen_on)))
+    contents = {_contents(judged_on, index) for index in range(len(judged_on))}
+    shared = sum(_contents(chosen_on, index) in contents for index in range(len(chosen_on)))
     if shared:
         which = f"{shared} of the {len(chosen_on)} prompts of {argument}"
         raise InputError(f"{which} {'is' if shared == 1 else 'are'} also judged on: give {argument} other prompts")

@@ -149,7 +149,7 @@ def test_integers_are_classes_and_booleans_have_an_auc():
     def sample(seed):
         tokens = torch.randint(5, (60, 6), generator=torch.Generator().manual_seed(seed))
         labels = {"token": tokens, "even": tokens % 2 == 0}
-        return Prompts.from_tensors(tokens, labels=labels)
+        return Prompts.from_tensors(tokens, labels=labels, seed=seed)
 
     fit, test = sample(0), sample(1)
     frame = probe_layers(model, fit, {"token": "token", "even": "even"}, test_prompts=test).frame
