@@ -302,6 +302,9 @@ def _check_controls(n_random: int, others: Mapping[str, HookedModel]) -> None:
 
 
 def _named(layers: Sequence[int]) -> str:
+    """L1+L3, or L1–L3 for three in a row or more."""
+    if len(layers) > 2 and layers[-1] - layers[0] == len(layers) - 1:
+        return f"L{layers[0]}–L{layers[-1]}"
     return "+".join(f"L{layer}" for layer in layers)
 
 
@@ -319,7 +322,7 @@ def _figure(result: PruningResult) -> go.Figure:
             go.Scatter(
                 x=kept,
                 y=values,
-                name=f"{rows['pruned'].iloc[0]} {arm}" if arm != OTHER_LAYERS else f"{rows['pruned'].iloc[0]} instead",
+                name=f"{rows['pruned'].iloc[0]} instead" if arm == OTHER_LAYERS else str(arm),
                 mode="lines+markers",
                 line={"color": colour, "dash": dash, "width": 2},
                 marker={"symbol": symbol, "size": 9, "color": colour},
@@ -329,14 +332,28 @@ def _figure(result: PruningResult) -> go.Figure:
     levels = {"full model": float(frame["baseline"].iloc[0])}
     levels |= {str(row["arm"]): row["ablated"] for row in frame.to_dict("records") if row["arm"] not in _ARMS}
     for name, level in levels.items():
-        line = {"color": MUTED, "width": 1, "dash": "dash"}
-        figure.add_hline(level, line=line, annotation={"text": plain(name), "font": {"color": MUTED}})  # pyright: ignore[reportArgumentType]
+        figure.add_trace(_level(name, level, int(frame["kept"].max())))
     figure.update_xaxes(title_text="heads kept in each pruned layer", dtick=1)
     figure.update_yaxes(title_text=words(frame["metric"].iloc[0]))
     lowest = float(np.nanmin(frame["baseline"] + np.minimum(frame["ci_low"].fillna(0), frame["delta"])))
     if lowest > 0 and frame["ablated"].max() / frame["ablated"].min() > _LOG_AXIS_FROM:
-        figure.update_yaxes(type="log")
+        figure.update_yaxes(type="log", dtick=1)
     return figure.update_layout(title=plain(result.title), template=look())
+
+
+def _level(name: str, value: float, n_heads: int) -> go.Scatter:
+    """A model that does not depend on the number kept; a trace, since an annotation misses its place on a log axis."""
+    return go.Scatter(
+        x=[1, n_heads],
+        y=[value, value],
+        name=plain(name),
+        mode="lines+text",
+        text=[plain(name), ""],
+        textposition="bottom right",
+        textfont={"color": MUTED},
+        line={"color": MUTED, "width": 1, "dash": "dash"},
+        showlegend=False,
+    )
 
 
 def _spread(rows: pd.DataFrame, kept: ndarray) -> go.Scatter:

@@ -153,8 +153,9 @@ def test_another_model_is_measured_on_the_same_prompts():
     assert rows.loc["one head", "ablated"] == pytest.approx(expected, abs=1e-5)
     assert pd.isna(rows.loc["one head", "kept"])
     assert rows.loc["same", ["delta", "ci_low", "ci_high"]].tolist() == [0.0, 0.0, 0.0]
-    figure = result.plot()
-    assert {"one head", "same", "full model"} <= {str(one.text) for one in figure.layout.annotations}
+    lines = {trace.name: trace for trace in result.plot().data}
+    assert {"one head", "same", "full model"} <= set(lines)
+    assert set(lines["one head"].y) == {rows.loc["one head", "ablated"]}
 
 
 def test_the_construction_loses_nothing_with_one_head_later_and_much_with_one_head_first():
@@ -186,7 +187,7 @@ def test_the_construction_loses_nothing_with_one_head_later_and_much_with_one_he
 def test_every_layer_may_be_pruned_and_then_there_are_no_others():
     result = prune_heads(MODEL, PROMPTS, importance=IMPORTANCE, layers=[2, 0, 1], n_random=0)
     assert result.frame["arm"].unique().tolist() == ["by importance"]
-    assert result.frame["pruned"].unique().tolist() == ["L0+L1+L2"]
+    assert result.frame["pruned"].unique().tolist() == ["L0–L2"]
     assert result.notes == ("every layer is pruned, so there are no other layers to prune instead",)
 
 
@@ -207,8 +208,8 @@ def test_the_table_has_these_columns_and_the_settings_say_how_to_measure_again(t
     ]
     curves = {trace.name: trace for trace in result.plot().data}
     expected = result.frame[result.frame["arm"] == "by importance"]["ablated"].tolist()
-    assert list(curves["L1+L2 by importance"].y) == expected
-    assert set(curves) == {"L1+L2 by importance", "L1+L2 at random", "spread of random choices", "L0 instead"}
+    assert list(curves["by importance"].y) == expected
+    assert set(curves) == {"by importance", "at random", "spread of random choices", "L0 instead", "full model"}
 
 
 @pytest.mark.parametrize(
