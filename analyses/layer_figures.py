@@ -1,5 +1,6 @@
 """How results by layer are drawn: lines against depth, and maps of layers and what they are held against."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -155,8 +156,13 @@ def step_curves(
             line = {"color": MUTED, "width": 1}
             figure.add_trace(go.Scatter(x=ends, y=[level, level], line=line, **mark), row=1, col=column)
     figure.update_xaxes(title_text=words(x), type="log", dtick=1)
-    if (frame["value"] > 0).all():
-        figure.update_yaxes(type="log", dtick="D2")
+    if (frame["ci_low"] > 0).all():
+        # plotly would label 0.5 between the decades by its digit alone
+        decades = range(
+            math.floor(math.log10(frame["ci_low"].min())), math.ceil(math.log10(frame["ci_high"].max())) + 1
+        )
+        ticks = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
+        figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
     figure.update_yaxes(title_text=words(frame["metric"].iloc[0]), col=1)
     high = {"text": plain(title), "y": 0.98, "yanchor": "top"}
     return figure.update_layout(title=high, template=look(), legend={"y": 1.1}, margin={"t": 110})
