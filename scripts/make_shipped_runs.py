@@ -19,6 +19,9 @@ COMMANDS = {
         "--set scored=all --set lr=0.003 --set schedule=cosine --set warmup_steps=50 --set log_every=20 "
         "--set checkpoint_every=600"
     ),
+    "sparse-regression-small": (
+        "interp train sparse-regression --preset sparse-regression-small --set weights=signs --set task.n_queries=16"
+    ),
 }
 
 
