@@ -7,14 +7,17 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from torch import Tensor
 
 from analyses.figures import effect_figure
 from analyses.metrics import Group, Metric, MetricLike, as_metrics, groups
-from analyses.references import MeanOver, Method, Target, ablation_edits
+from analyses.references import MeanOver, Method, Target, ablation_edits, method_name
 from analyses.result import Result, notes_on_intervals
 from analyses.sweep import SweepOutcome, sweep
+from interp.edits import Edit
 from interp.interventions import Receipt
 from interp.model_adapter import HookedModel, reached_points, refuse_other
+from interp.position_masks import Where, mask_of
 from interp.sites import Site, SiteLike
 from tasks.errors import InputError
 from tasks.prompts import Prompts
@@ -85,7 +88,8 @@ def ablate(
     prompts: Prompts,
     sites: Iterable[SiteLike | Sequence[SiteLike]],
     *,
-    method: Method = "mean",
+    method: Method | Edit = "mean",
+    where: Where | None = None,
     metric: MetricLike | Sequence[MetricLike] = "loss",
     by: str | None = None,
     reference: Prompts | None = None,
@@ -101,14 +105,17 @@ def ablate(
             ablated together.
         method: "zero" writes zeros; "mean" the mean over ``reference`` prompts (default: the prompts themselves),
             per position (``over="batch"``) or one for all positions (``over="batch_pos"``); "resample" the
-            activation of another reference prompt, by a derangement drawn with ``seed``.
+            activation of another reference prompt, by a derangement drawn with ``seed``; "counterfactual" that of the
+            prompt's own counterfactual. Any edit will do as well (``interp.edits``: Add, Scale, ProjectOut, Clamp …).
+        where: the positions of each prompt that are edited, all by default: a mask [batch, pos], or a label of the
+            prompts (``"trigger"``, or with values ``("segment", "in_context")``).
         metric: one of "loss", "accuracy", "excess_risk", "logit_diff", "prob", "kl", a function (outputs, prompts) ->
             [batch], or several of them.
         by: a label of the prompts that splits the effect, e.g. "segment".
 
     Raises:
-        InputError: a site, method, metric or label that does not exist, no prompts, reference prompts that cannot
-            serve, or an ``over`` without a mean.
+        InputError: a site, method, metric, label or position that does not exist, no prompts, reference prompts that
+            cannot serve, or an ``over`` without a mean.
     """
     refuse_other(model)
     targets = [as_target(model, sites_together) for sites_together in sites]
@@ -121,11 +128,15 @@ def ablate(
         model, prompts, targets, method, reference=reference, over=over, seed=seed, batch_size=batch_size
     )
     plans = [{site: edits[site] for site in target} for target in targets]
-    outcome = sweep(model, prompts, plans, metrics, parts, batch_size=batch_size, confidence=confidence, seed=seed)
+    mask = None if where is None else mask_of(prompts, where)
+    outcome = sweep(
+        model, prompts, plans, metrics, parts, mask=mask, batch_size=batch_size, confidence=confidence, seed=seed
+    )
     settings = {
-        "method": method,
+        "method": method if isinstance(method, str) else repr(method),
+        "where": "mask" if isinstance(where, Tensor) else where,
         "over": over if method == "mean" else None,
-        "reference_seed": (reference or prompts).seed if method != "zero" else None,
+        "reference_seed": (reference or prompts).seed if method in ("mean", "resample") else None,
         "by": by,
         "seed": seed,
         "confidence": confidence,
@@ -133,7 +144,7 @@ def ablate(
         "prompts_seed": prompts.seed,
     }
     frame = _frame(outcome, targets, metrics, parts, by)
-    title = f"Effect of {method}-ablation on {' and '.join(one.name for one in metrics)}"
+    title = f"Effect of {method_name(method)}-ablation on {' and '.join(one.name for one in metrics)}"
     return AblationResult(frame, title, settings, notes_on_intervals(frame), receipts=outcome.receipts)
 
 
@@ -190,8 +201,7 @@ def _frame(
             row[metric.name] = ablated
             rows.append(row)
     frame = pd.DataFrame(rows)
-    frame["head"] = frame["head"].astype("Int64")
-    return frame
+    return frame.astype({"layer": "Int64", "head": "Int64"})
 
 
 def _component(target: Target) -> str:

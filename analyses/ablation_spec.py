@@ -5,11 +5,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from analyses.references import MeanOver, Method
+from analyses.references import MeanOver
 from analyses.report.seeds import check_n_prompts
 from interp.validated import unknown_key, validated
 from tasks.errors import InputError
 
+NamedMethod = Literal["zero", "mean", "resample"]
 NamedMetric = Literal["loss", "accuracy", "excess_risk", "logit_diff", "prob", "kl"]
 
 
@@ -26,7 +27,7 @@ class AblationSet:
 
     name: str
     sites: tuple[str, ...]
-    method: Method = "mean"
+    method: NamedMethod = "mean"
     over: MeanOver = "batch"
     metric: tuple[NamedMetric, ...] = ("loss",)
     by: str | None = None

@@ -221,7 +221,7 @@ def _tables(
     of_layers: list[dict[str, Any]] = []
     notes: list[str] = []
     n_prompts, baseline = int(outcome.n_prompts[0]), float(outcome.baseline[0])
-    for layer in range(sites[-1].layer + 1):
+    for layer in range(len({site.layer for site in sites})):
         places = [place for place, site in enumerate(sites) if site.layer == layer]
         harm = metric.worse * np.concatenate([outcome.differences[place] for place in places], axis=1)
         shares = _Shares.of(harm, outcome.counts[:, :1].repeat(len(places), axis=1), confidence, seed)

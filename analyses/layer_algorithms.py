@@ -98,9 +98,9 @@ def unembedded(
     ``before_last`` is the residual stream before the last layer, which then runs for nothing: this way every model
     that has hooks can be read, whatever stands between its last layer and its outputs.
     """
-    last = Site(model.cfg.n_layers - 1, "resid_post")
-    with torch.no_grad(), intervene(model, [Intervention(last, Replace(resid))]):
-        return outputs_from(model, inputs, last.layer, before_last)
+    last = model.cfg.n_layers - 1
+    with torch.no_grad(), intervene(model, [Intervention(Site(last, "resid_post"), Replace(resid))]):
+        return outputs_from(model, inputs, last, before_last)
 
 
 def _read_out(

@@ -83,7 +83,7 @@ class CircuitWeights:
         """
         site = Site.parse(written)
         site.check(self.n_layers, self.n_heads)
-        if site.head is None or site.component != "z":
+        if site.layer is None or site.head is None or site.component != "z" or site.positions is not None:
             raise InputError(f"{site} is no head: memories are those of a whole head, written L1H0 or (1, 0)")
         return site.layer, site.head
 

@@ -10,13 +10,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.batches import batches
-from interp.interventions import Edit, Replace, Zero
+from interp.edits import Edit, Replace, Zero
 from interp.model_adapter import HookedModel, activations
 from interp.sites import Site
 from tasks.errors import InputError
 from tasks.prompts import Prompts
+from tasks.protocol import Task
 
-Method = Literal["zero", "mean", "resample"]
+Method = Literal["zero", "mean", "resample", "counterfactual"]
 MeanOver = Literal["batch", "batch_pos"]
 Target = tuple[Site, ...]
 """The sites that are ablated together."""
@@ -28,7 +29,7 @@ def ablation_edits(
     model: HookedModel,
     prompts: Prompts,
     targets: Sequence[Target],
-    method: Method,
+    method: Method | Edit,
     *,
     reference: Prompts | None = None,
     over: MeanOver = "batch",
@@ -37,16 +38,22 @@ def ablation_edits(
 ) -> dict[Site, EditOfRows]:
     """What the method writes at every site of the targets, given which prompts are running.
 
+    An edit (``interp.edits``, or any function) is written as it is.
+
     Raises:
-        InputError: a method that does not exist, reference prompts that cannot serve, or an ``over`` without a mean.
+        InputError: a method that does not exist, reference prompts that cannot serve, no counterfactual, or an
+            ``over`` without a mean.
     """
     if method != "mean" and over != "batch":
         raise InputError(f"over = {over!r} says what a mean is taken over: drop it, or choose method = 'mean'")
     sites = sorted({site for target in targets for site in target}, key=str)
-    if method == "zero":
+    if callable(method) or method in ("zero", "counterfactual"):
         if reference is not None:
-            raise InputError("method = 'zero' takes no reference prompts: drop reference=")
-        return dict.fromkeys(sites, partial(_constant, Zero()))
+            raise InputError(f"method = {method_name(method)!r} takes no reference prompts: drop reference=")
+        if method == "counterfactual":
+            found = site_activations(model, counterfactual_of(prompts), sites, batch_size)
+            return {site: partial(_rows_of, activation) for site, activation in found.items()}
+        return dict.fromkeys(sites, partial(_constant, method if callable(method) else Zero()))
     source = prompts if reference is None else reference
     if source.targets.shape[1] != prompts.targets.shape[1]:
         raise InputError(
@@ -62,7 +69,41 @@ def ablation_edits(
         order = derangement(len(source), seed)
         found = site_activations(model, source, sites, batch_size)
         return {site: partial(_rows_of, activation[order]) for site, activation in found.items()}
-    raise InputError(f"method = {method!r} is unknown: choose 'zero', 'mean' or 'resample'")
+    raise InputError(
+        f"method = {method!r} is unknown: choose 'zero', 'mean' or 'resample' (or 'counterfactual', or an edit)"
+    )
+
+
+def method_name(method: str | Edit) -> str:
+    """The name of a method, or of an edit's class or function.
+
+    >>> method_name("mean"), method_name(Zero())
+    ('mean', 'Zero')
+    """
+    return method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
+
+
+def counterfactual_of(prompts: Prompts, counterfactual: Prompts | Task | None = None, *, seed: int = 0) -> Prompts:
+    """The prompts' counterfactual: given, drawn by the task that made them (with ``seed``), or the one they carry.
+
+    Raises:
+        InputError: there is none, or it is not aligned with the prompts.
+    """
+    if isinstance(counterfactual, Prompts):
+        other = counterfactual
+    elif counterfactual is not None:
+        other = counterfactual.counterfactual(prompts, seed=seed)
+    elif prompts.counterfactual is not None:
+        other = prompts.counterfactual
+    else:
+        raise InputError("these prompts carry no counterfactual: give counterfactual=, prompts or their task")
+    mine, theirs = prompts.inputs, other.inputs
+    if (mine.shape, mine.dtype, mine.device) != (theirs.shape, theirs.dtype, theirs.device):
+        raise InputError(
+            f"the counterfactual is {theirs.dtype} {list(theirs.shape)} on {theirs.device}, the prompts {mine.dtype} "
+            f"{list(mine.shape)} on {mine.device}: the two are aligned prompt by prompt and position by position"
+        )
+    return other
 
 
 def _constant(edit: Edit, _rows: slice) -> Edit:

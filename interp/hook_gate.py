@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
@@ -14,6 +13,9 @@ from tasks.errors import InputError
 Name = str | Callable[[str], bool]
 HookFunction = Callable[..., Any]
 
+_KNOWN = ("interp", "analyses", "transformer_lens")
+"""Packages whose observers are known to observe."""
+
 
 @dataclass
 class GuardedHook:
@@ -21,12 +23,18 @@ class GuardedHook:
 
     It passes TransformerLens' meaning on: None is an observer. It raises InputError if an observer changed its
     tensor in place, or if an edit has another shape, dtype or device than what it replaces.
+
+    Changes in place count as such however they were made: a tensor's version counter misses what is written through
+    ``.data`` or numpy, and under inference_mode there is none, so a copy is compared, value by value. Functions of
+    this project and of TransformerLens, which write nothing that way, are spared the copy.
     """
 
     point: str
     function: HookFunction
     direction: Literal["fwd", "bwd"] = "fwd"
     fired: int = 0
+    why_read_only: str | None = None
+    """Why an edit at this point would not do what its name says, where that is so; observers are welcome."""
 
     def __post_init__(self) -> None:
         if not callable(self.function):
@@ -34,13 +42,22 @@ class GuardedHook:
 
     def __call__(self, tensor: Tensor, hook: HookPoint) -> Tensor | None:
         self.fired += 1
-        before = tensor.clone() if tensor.is_inference() else tensor._version
+        version = None if tensor.is_inference() else tensor._version
+        # Of backward hooks TransformerLens may wrap the gradient in what is no tensor.
+        copied = isinstance(tensor, Tensor) and (version is None or not self._is_known)
+        before = tensor.detach().clone() if copied else None
         edited = self.function(tensor, hook=hook)
         if edited is None:
-            self._refuse_edit_in_place(tensor, before)
+            if (version is not None and tensor._version != version) or (before is not None and _differ(tensor, before)):
+                raise InputError(
+                    f"the hook on {self.point} changed its tensor in place and returned None: "
+                    "edit a clone and return it, or return the tensor"
+                )
             return None
         if self.direction == "bwd" and isinstance(edited, tuple) and len(edited) == 1:
             edited = edited[0]
+        if self.why_read_only is not None:
+            raise InputError(f"{self.point} can only be read in this model: {self.why_read_only}")
         if not isinstance(edited, Tensor):
             raise InputError(f"the hook on {self.point} returned {type(edited).__name__}: return a Tensor, or None")
         for what in ("shape", "dtype", "device"):
@@ -52,14 +69,10 @@ class GuardedHook:
                 )
         return edited
 
-    def _refuse_edit_in_place(self, tensor: Tensor, before: Tensor | int) -> None:
-        # Tensors made under inference_mode keep no version counter, so those are compared by value.
-        changed = not torch.equal(tensor, before) if isinstance(before, Tensor) else tensor._version != before
-        if changed:
-            raise InputError(
-                f"the hook on {self.point} changed its tensor in place and returned None: "
-                "edit a clone and return it, or return the tensor"
-            )
+    @property
+    def _is_known(self) -> bool:
+        module = getattr(self.function, "__module__", None) or ""
+        return module.partition(".")[0] in _KNOWN
 
 
 def matching_points(points: Iterable[str], name: Name) -> list[str]:
@@ -93,3 +106,9 @@ def refuse_unfired(hooks: Iterable[GuardedHook]) -> None:
                 else "no gradient reached it (call backward inside the with-block, and see that it requires grad)"
             )
             raise InputError(f"the hook on {hook.point} never fired: {why}")
+
+
+def _differ(tensor: Tensor, before: Tensor) -> bool:
+    """Whether a value has changed; NaN is like NaN."""
+    alike = (tensor == before) | ((tensor != tensor) & (before != before))
+    return not bool(alike.all())

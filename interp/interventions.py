@@ -1,55 +1,42 @@
 """Edits of activations with proof that they happened."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from interp.edits import Activation, Edit, Replace, Zero
 from interp.model_adapter import HookedModel, hooked
 from interp.sites import Site
 from tasks.errors import InputError
 
-Activation = Float[Tensor, "batch pos *rest"]
-
-
-Edit = Callable[[Activation], Activation]
-"""What is written in place of an activation at a site: a tensor of the same shape, dtype and device."""
-
-
-@dataclass(frozen=True)
-class Zero:
-    """Write zeros."""
-
-    def __call__(self, activation: Activation) -> Activation:
-        return torch.zeros_like(activation)
+__all__ = ["Activation", "Edit", "Intervention", "Receipt", "Replace", "Zero", "intervene"]
 
 
 @dataclass(frozen=True, eq=False)
-class Replace:
-    """Write given values: one vector [d], one per position [pos, d], or one per prompt and position [batch, pos, d]."""
-
-    values: Float[Tensor, "*shape"]
-
-    def __call__(self, activation: Activation) -> Activation:
-        if self.values.shape != activation.shape[activation.ndim - self.values.ndim :]:
-            raise InputError(
-                f"the replacement has shape {list(self.values.shape)}, the activation {list(activation.shape)}: "
-                "give [d], [pos, d] or [batch, pos, d]"
-            )
-        return self.values.expand(activation.shape)
-
-
-@dataclass(frozen=True)
 class Intervention:
-    """An edit at a site."""
+    """An edit at a site; with a ``mask`` only at the positions of each prompt where it holds (see ``mask_of``).
+
+    Raises:
+        InputError: the mask holds nowhere, or the site names positions as well.
+    """
 
     site: Site
     edit: Edit
+    mask: Bool[Tensor, "batch pos"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask is None:
+            return
+        if self.site.positions is not None:
+            raise InputError(f"site {self.site} names positions and has a mask: give one of the two")
+        if not self.mask.any():
+            raise InputError(f"the mask of {self.site} holds nowhere: the edit would write nothing")
 
 
 @dataclass
@@ -60,34 +47,55 @@ class Receipt:
     fired: int = 0
     n_values: int = 0
     total_change: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    n_not_finite: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
+    """How many of the numbers written are NaN or infinite; at ``scores``, −∞ (looking away) is not counted."""
+    n_unmasked: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
+    """At ``scores``: how many entries that the attention mask hides were given a number."""
 
     @property
     def mean_abs_change(self) -> float:
-        """Mean absolute change per number written; 0.0 says that the edit changed nothing."""
+        """Mean absolute change per number written; 0.0 says that the edit changed nothing.
+
+        A score set to −∞ has changed infinitely.
+        """
         return float(self.total_change) / self.n_values if self.n_values else 0.0
 
-    def record(self, before: Activation, after: Activation) -> None:
-        """Add one firing; stays on the device, so that nothing waits for it."""
+    def record(self, before: Activation, after: Activation, mask: Bool[Tensor, "batch pos"] | None = None) -> None:
+        """Add one firing, of the numbers where the mask holds; stays on the device, so that nothing waits for it."""
+        if mask is not None:
+            before, after = before[mask], after[mask]
+        before, after = before.detach(), after.detach()
         self.fired += 1
         self.n_values += before.numel()
-        self.total_change = self.total_change.to(before.device) + (after - before).detach().abs().sum()
+        change = torch.where(after == before, 0.0, after - before)  # −∞ less −∞ is no change
+        self.total_change = self.total_change.to(before.device) + change.abs().sum()
+        wrong = ~after.isfinite()
+        if self.site.component == "scores":
+            hidden = after == -torch.inf
+            wrong &= ~hidden
+            self.n_unmasked = self.n_unmasked.to(before.device) + ((before == -torch.inf) & ~hidden).sum()
+        self.n_not_finite = self.n_not_finite.to(before.device) + wrong.sum()
 
     def add(self, other: "Receipt") -> None:
         """Take over the firings of a receipt for the same site."""
         self.fired += other.fired
         self.n_values += other.n_values
-        self.total_change = self.total_change.to(other.total_change.device) + other.total_change
+        for name in ("total_change", "n_not_finite", "n_unmasked"):
+            theirs: Tensor = getattr(other, name)
+            setattr(self, name, getattr(self, name).to(theirs.device) + theirs)
 
 
 @contextmanager
 def intervene(model: HookedModel, interventions: Sequence[Intervention], *, passes: int = 1) -> Iterator[list[Receipt]]:
     """Hold the interventions in place for a with-block of exactly ``passes`` forward passes.
 
-    Works on every model that ``interp.model_adapter`` knows. The hooks are removed whatever happens in the block.
+    Gives one receipt for each. Works on every model that ``interp.model_adapter`` knows; blocks may be nested, and
+    the inner one then edits what the outer one has written. The hooks are removed whatever happens in the block.
 
     Raises:
-        InputError: a site the model does not have, an edit of another shape, or an intervention that did not
-            fire exactly ``passes`` times.
+        InputError: a site the model does not have; a mask of another shape or device; an edit of another shape, dtype
+            or device, one that writes NaN or infinity, or one that gives a score to a position that the attention
+            mask hides; or an intervention that did not fire exactly ``passes`` times.
 
     >>> from interp import HookedTransformer, HookedTransformerConfig
     >>> model = HookedTransformer(HookedTransformerConfig(n_layers=1, d_model=4, n_ctx=3, d_vocab=5, attn_only=True))
@@ -104,11 +112,25 @@ def intervene(model: HookedModel, interventions: Sequence[Intervention], *, pass
     with hooked(model, [(point, _Editor(planned)) for point, planned in by_point.items()]):
         yield receipts
     for receipt in receipts:
-        if receipt.fired != passes:
-            raise InputError(
-                f"the intervention at {receipt.site} fired {receipt.fired} times where {passes} were planned: "
-                "run the model that often inside the block, or say passes="
-            )
+        _refuse_wrong(receipt, passes)
+
+
+def _refuse_wrong(receipt: Receipt, passes: int) -> None:
+    if receipt.fired != passes:
+        raise InputError(
+            f"the intervention at {receipt.site} fired {receipt.fired} times where {passes} were planned: "
+            "run the model that often inside the block, or say passes="
+        )
+    if n_wrong := int(receipt.n_not_finite):
+        raise InputError(
+            f"the edit at {receipt.site} wrote {n_wrong} values that are NaN or infinite: "
+            "see what it divides by, and what the model gives there without it"
+        )
+    if n_unmasked := int(receipt.n_unmasked):
+        raise InputError(
+            f"the edit at {receipt.site} gave a score to {n_unmasked} pairs of positions that the attention mask "
+            "hides: keep −inf where it was"
+        )
 
 
 class _Editor:
@@ -122,18 +144,33 @@ class _Editor:
         for one, receipt in self.planned:
             where = one.site.index(edited)
             before = edited[where]
-            after = self._checked(one, before)
-            receipt.record(before, after)
+            _refuse_misfit(one, before)
+            after = _checked(one, before)
+            receipt.record(before, after, one.mask)
+            if one.mask is not None:
+                after = torch.where(one.mask.unsqueeze(-1), after, before)
             edited[where] = after
         return edited
 
-    @staticmethod
-    def _checked(one: Intervention, before: Activation) -> Activation:
-        after: Any = one.edit(before.clone())  # a clone, so that an edit in place is an edit all the same
-        if not isinstance(after, Tensor):
-            raise InputError(f"the edit at {one.site} returned {type(after).__name__}: return the edited Tensor")
-        for what in ("shape", "dtype", "device"):
-            was, now = getattr(before, what), getattr(after, what)
-            if was != now:
-                raise InputError(f"the edit at {one.site} returned {what} {now} in place of {was}: keep the {what}")
-        return after
+
+def _refuse_misfit(one: Intervention, before: Activation) -> None:
+    if one.mask is None:
+        return
+    if one.mask.shape != before.shape[:2]:
+        raise InputError(
+            f"the mask of {one.site} is {list(one.mask.shape)} where the prompts are {list(before.shape[:2])}: "
+            "give one truth per prompt and position"
+        )
+    if one.mask.device != before.device:
+        raise InputError(f"the mask of {one.site} is on {one.mask.device}, the activation on {before.device}: move it")
+
+
+def _checked(one: Intervention, before: Activation) -> Activation:
+    after: Any = one.edit(before.clone())  # a clone, so that an edit in place is an edit all the same
+    if not isinstance(after, Tensor):
+        raise InputError(f"the edit at {one.site} returned {type(after).__name__}: return the edited Tensor")
+    for what in ("shape", "dtype", "device"):
+        was, now = getattr(before, what), getattr(after, what)
+        if was != now:
+            raise InputError(f"the edit at {one.site} returned {what} {now} in place of {was}: keep the {what}")
+    return after

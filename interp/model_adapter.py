@@ -5,9 +5,10 @@ TransformerLens: ``TransformerBridge.boot_transformers("gpt2")`` for a model of 
 for a small new one, ``build_bridge_from_module`` round a model in memory.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +18,7 @@ from transformer_lens.hook_points import HookPoint
 from interp.hook_gate import GuardedHook, HookFunction, matching_points, refuse_unfired
 from tasks.errors import InputError
 
+_DISCARDED = "edit is discarded"  # in a bridge's warning
 # TransformerLens computes these points only when told to; a hook on one that is off would be skipped.
 _SWITCHES = {
     "attn.hook_result": "use_attn_result",
@@ -100,12 +102,20 @@ def hooked(
 
     Raises:
         InputError: a point that does not exist or is switched off (the message names the setter), an edit that is
-            none (see ``GuardedHook``), or, at the end, a hook that never fired.
+            none (see ``GuardedHook``) or that the model would not follow, or, at the end, a hook that never fired.
     """
     points = model.hook_dict
-    forward = [GuardedHook(_checked(model, points, name), function) for name, function in fwd_hooks]
-    backward = [GuardedHook(_checked(model, points, name), function, "bwd") for name, function in bwd_hooks]
-    with model.hooks([(hook.point, hook) for hook in forward], [(hook.point, hook) for hook in backward]):
+
+    def guarded(name: str, function: HookFunction, direction: Literal["fwd", "bwd"]) -> GuardedHook:
+        point = _checked(model, points, name)
+        return GuardedHook(point, function, direction, why_read_only=_why_read_only(points, point))
+
+    forward = [guarded(name, function, "fwd") for name, function in fwd_hooks]
+    backward = [guarded(name, function, "bwd") for name, function in bwd_hooks]
+    with (
+        _discarded_edits_refused(),
+        model.hooks([(hook.point, hook) for hook in forward], [(hook.point, hook) for hook in backward]),
+    ):
         yield
     refuse_unfired(forward + backward)
 
@@ -128,6 +138,21 @@ def activations(
 
     with torch.no_grad(), hooked(model, [(name, keep(name)) for name in dict.fromkeys(names)]):
         return outputs(model, inputs), kept
+
+
+@contextmanager
+def watching(model: HookedModel, names: Iterable[str]) -> Iterator[None]:
+    """Watch hook points for a with-block and do nothing: attention computes what is watched, on the same path.
+
+    Raises:
+        InputError: as for ``hooked``.
+    """
+    with hooked(model, [(name, _observe) for name in dict.fromkeys(names)]):
+        yield
+
+
+def _observe(activation: Tensor, hook: HookPoint) -> None:
+    pass
 
 
 def reached_points(model: HookedModel) -> frozenset[str]:
@@ -185,6 +210,32 @@ def _checked(model: HookedModel, points: Mapping[str, HookPoint], name: str) -> 
                 f"{point} is switched off in this {type(model).__name__}: call model.set_{switch}(True) first"
             )
     return point
+
+
+def _why_read_only(points: Mapping[str, HookPoint], name: str) -> str | None:
+    """A bridge's resid_mid is what the next LayerNorm reads: an edit there would not reach the residual stream."""
+    if not name.endswith("hook_resid_mid"):
+        return None
+    for other, point in points.items():
+        if point is points[name] and other != name:
+            return f"it is {other}, and an edit would miss the residual stream; edit hook_attn_out or hook_resid_post"
+    return None
+
+
+@contextmanager
+def _discarded_edits_refused() -> Iterator[None]:
+    """A bridge warns where the wrapped model had used an activation before a hook could edit it: scores, say."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=f".*{_DISCARDED}", category=UserWarning)
+        try:
+            yield
+        except UserWarning as warning:
+            if _DISCARDED not in str(warning):
+                raise
+            place = str(warning).removeprefix("A hook on ").partition(" ")[0]
+            raise InputError(
+                f"{place} can only be read in this model, which has used it by then: edit q, k, v or z"
+            ) from None
 
 
 def _refuse_dropout(model: HookedModel) -> None:

@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from analyses import ablate, ablate_heads, ablate_layers, ablate_mlps
 from analyses.references import derangement
 from interp import HookedTransformer, HookedTransformerConfig
+from interp.edits import Add, Scale
 from tasks.errors import InputError
 from tasks.prompts import Prompts
 
@@ -175,6 +177,70 @@ def test_sites_ablated_together_are_a_loop_over_prompts(prompts, method):
     assert_rows(result, expected)
     assert result.frame["head"].isna().tolist() == [True, True, False]
     assert [len(receipts) for receipts in result.receipts] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("where", ["late", ("parity", "odd"), "mask"], ids=str)
+def test_an_ablation_at_some_positions_is_a_loop_over_prompts(prompts, where):
+    model = random_model()
+    mask = prompts.inputs == 2 if where == "mask" else torch.tensor([[False, False, True, True]]).expand(N_PROMPTS, -1)
+    if where == ("parity", "odd"):
+        mask = torch.tensor([[False, True, False, True]]).expand(N_PROMPTS, -1)
+    expected = {}
+    for name, at in HEAD_INDEX.items():
+        clean = torch.stack([z_of(model, tokens, *at) for tokens in prompts.inputs])
+        expected[name] = by_hand(model, prompts, {at: clean.masked_fill(mask[..., None], 0.0)})
+    result = ablate_heads(model, prompts, method="zero", where=mask if where == "mask" else where, batch_size=4)
+    assert_rows(result, expected)
+    assert {receipts[0].n_values for receipts in result.receipts} == {4 * int(mask.sum())}
+
+
+def test_a_batch_without_such_a_position_is_left_as_it_is(prompts):
+    mask = torch.zeros(N_PROMPTS, N_POS, dtype=torch.bool)
+    mask[0] = True
+    model = random_model()
+    whole = ablate_heads(model, prompts, method="zero", where=mask)
+    for_each = ablate_heads(model, prompts, method="zero", where=mask, batch_size=1)
+    np.testing.assert_allclose(for_each.frame["delta"], whole.frame["delta"], atol=1e-6)
+    assert [receipts[0].fired for receipts in for_each.receipts] == [1, 1, 1, 1]
+
+
+def test_an_ablation_with_the_counterfactual_is_a_loop_over_prompts(prompts):
+    model, other = random_model(), random_prompts(seed=5)
+    paired = replace(prompts, counterfactual=other)
+    expected = {}
+    for name, at in HEAD_INDEX.items():
+        theirs = torch.stack([z_of(model, tokens, *at) for tokens in other.inputs])
+        expected[name] = by_hand(model, prompts, {at: theirs})
+    assert_rows(ablate_heads(model, paired, method="counterfactual", batch_size=4), expected)
+    with pytest.raises(InputError, match="carry no counterfactual: give counterfactual="):
+        ablate_heads(model, prompts, method="counterfactual")
+
+
+def test_any_edit_is_a_method(prompts):
+    model, steer = random_model(), torch.tensor([1.0, 0.0, -2.0, 0.5])
+    expected = {}
+    for name, at in HEAD_INDEX.items():
+        clean = torch.stack([z_of(model, tokens, *at) for tokens in prompts.inputs])
+        expected[name] = by_hand(model, prompts, {at: clean + steer})
+    result = ablate_heads(model, prompts, method=Add(steer))
+    assert_rows(result, expected)
+    assert result.title == "Effect of Add-ablation on loss"
+    halved = ablate_heads(model, prompts, method=Scale(0.0)).frame
+    assert halved["delta"].tolist() == ablate_heads(model, prompts, method="zero").frame["delta"].tolist()
+    with pytest.raises(InputError, match="method = 'Scale' takes no reference prompts"):
+        ablate_heads(model, prompts, method=Scale(0.0), reference=prompts)
+
+
+@pytest.mark.parametrize("site", ["embed", "L0H1.pattern", "L1H0.scores", "L1H1.result", "L0H0.q", "embed@1"])
+def test_an_edit_that_changes_nothing_has_an_effect_of_exactly_zero(site, prompts):
+    def keep(activation):
+        return activation
+
+    model = random_model(normalization_type="LN")
+    row = ablate(model, prompts, ["L0H0", site, "L1H1.v"], method=keep, metric=["loss", "kl"]).frame
+    assert row["delta"].tolist() == [0.0] * 6
+    other = ablate(model, prompts, [site], method=lambda x: x * 0.5).frame if "scores" not in site else None
+    assert other is None or other["delta"].abs().min() > 1e-6
 
 
 def outputs_of(model, prompts, sites, **how):

@@ -1,5 +1,7 @@
 """Each way in which a hook could silently do nothing is refused, beside the way that works."""
 
+import functools
+
 import pytest
 import torch
 from transformer_lens.hook_points import HookPoint
@@ -141,6 +143,37 @@ def test_an_observer_that_edits_in_place_is_refused(model, tokens, mode):
         assert torch.equal(model.run_with_hooks(tokens, fwd_hooks=[(Z, observe)]), model(tokens))
         with pytest.raises(InputError, match=r"hook_z changed its tensor in place and returned None: edit a clone"):
             model.run_with_hooks(tokens, fwd_hooks=[(Z, zero)])
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_an_observer_that_edits_behind_the_version_counter_is_refused(model, tokens, mode):
+    def through_data(activation, hook):
+        activation.data[:, 1] = 0
+
+    def through_numpy(activation, hook):
+        activation.detach().numpy()[0, 0] += 1
+
+    def permute(activation, hook):
+        activation.data[:] = activation.data[[1, 0]]
+
+    with mode():
+        for edit in (through_data, through_numpy, permute, functools.partial(through_data)):
+            with pytest.raises(InputError, match="changed its tensor in place and returned None"):
+                model.run_with_hooks(tokens, fwd_hooks=[(Z, edit)])
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_an_observer_of_what_is_no_number_is_not_accused(model, tokens, mode):
+    with torch.no_grad():
+        model.blocks[0].attn.W_V[0] = torch.nan
+    seen = []
+
+    def keep(activation, hook):
+        seen.append(activation.isnan().any())
+
+    with mode():
+        model.run_with_hooks(tokens, fwd_hooks=[(Z, keep)])
+    assert seen == [True]
 
 
 def test_a_residual_given_under_inference_mode_is_watched_as_well(model, tokens):

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from interp import HookedTransformer, HookedTransformerConfig
+from interp.edits import Add, Clamp, ProjectOut, Scale
 from interp.interventions import Intervention, Receipt, Replace, Zero, intervene
 from interp.sites import Site
 from tasks.errors import InputError
@@ -118,6 +119,113 @@ def test_every_kind_of_site_is_written(model, tokens, site):
     assert receipt.fired == 1
 
 
+@pytest.mark.parametrize("edit", [Scale(0.5), Add(torch.ones(4)), ProjectOut(torch.ones(4)), Clamp(0.0), torch.tanh])
+def test_every_edit_is_written_as_it_is_computed(model, tokens, z, edit):
+    after, _ = edited_z(model, tokens, at("L0H1", edit))
+    assert torch.equal(after[:, :, 1], edit(z[:, :, 1]))
+    assert torch.equal(after[:, :, 0], z[:, :, 0])
+
+
+def test_with_a_mask_the_edit_is_made_there_and_counted_there(model, tokens, z):
+    mask = tokens == 4
+    with intervene(model, [Intervention(Site.parse("L0H1"), Scale(3.0), mask)]) as (receipt,):
+        after = activation(model, tokens, "blocks.0.attn.hook_z")
+    for b in range(3):
+        for t in range(5):
+            assert torch.equal(after[b, t, 1], z[b, t, 1] * (3 if mask[b, t] else 1))
+    assert torch.equal(after[:, :, 0], z[:, :, 0])
+    assert receipt.n_values == 4 * int(mask.sum())
+    assert receipt.mean_abs_change == pytest.approx(2 * z[:, :, 1][mask].abs().mean().item(), rel=1e-5)
+
+
+def test_an_edit_with_a_mask_sees_every_position(model, tokens, z):
+    def previous(activation):
+        return activation.roll(1, dims=1)
+
+    mask = torch.zeros(3, 5, dtype=torch.bool)
+    mask[:, 3] = True
+    with intervene(model, [Intervention(Site.parse("L0H1"), previous, mask)]):
+        after = activation(model, tokens, "blocks.0.attn.hook_z")
+    assert torch.equal(after[:, 3, 1], z[:, 2, 1])
+
+
+def test_a_mask_that_cannot_be_is_refused(model, tokens):
+    site, everywhere = Site.parse("L0H1"), torch.ones(3, 5, dtype=torch.bool)
+    with pytest.raises(InputError, match="the mask of L0H1 holds nowhere"):
+        Intervention(site, Zero(), ~everywhere)
+    with pytest.raises(InputError, match="site L0H1@2 names positions and has a mask"):
+        Intervention(Site.parse("L0H1@2"), Zero(), everywhere)
+    with pytest.raises(InputError, match=r"the mask of L0H1 is \[2, 5\] where the prompts are \[3, 5\]"):
+        edited_z(model, tokens, Intervention(site, Zero(), everywhere[:2]))
+
+
+def embedded(model, tokens):
+    return model.W_E[tokens], model.W_pos[:5].expand(3, -1, -1)
+
+
+@pytest.mark.parametrize("site", ["embed", "pos_embed", "embed@1"])
+def test_embeddings_are_written_before_the_layers(model, tokens, site):
+    with intervene(model, [at(site, Zero())]) as (receipt,):
+        resid = activation(model, tokens, "blocks.0.hook_resid_pre")
+    tokens_part, positions_part = embedded(model, tokens)
+    expected = {"embed": positions_part, "pos_embed": tokens_part}.get(site)
+    if expected is None:
+        expected = tokens_part + positions_part
+        expected = torch.cat([expected[:, :1], positions_part[:, 1:2], expected[:, 2:]], dim=1)
+    torch.testing.assert_close(resid, expected)
+    assert receipt.fired == 1
+
+
+def test_a_heads_result_is_written(model, tokens):
+    with intervene(model, [at("L0H1.result", Zero())]):
+        out = activation(model, tokens, "blocks.0.hook_attn_out")
+    z = activation(model, tokens, "blocks.0.attn.hook_z")
+    torch.testing.assert_close(out, z[:, :, 0] @ model.W_O[0, 0] + model.b_O[0])
+
+
+def test_a_pattern_is_written_and_decides_what_is_read(model, tokens):
+    def look_at_the_first(pattern):
+        looks = torch.zeros_like(pattern)
+        looks[..., 0] = 1
+        return looks
+
+    with intervene(model, [at("L0H1.pattern", look_at_the_first, positions=[-1])]) as (receipt,):
+        after = activation(model, tokens, "blocks.0.attn.hook_z")
+    v, z = activation(model, tokens, "blocks.0.attn.hook_v"), activation(model, tokens, "blocks.0.attn.hook_z")
+    torch.testing.assert_close(after[:, -1, 1], v[:, 0, 1])
+    torch.testing.assert_close(after[:, :-1], z[:, :-1])
+    assert receipt.n_values == 3 * 5
+
+
+def test_scores_may_be_taken_away_but_not_given_where_the_mask_hides(model, tokens):
+    def look_nowhere_but_here(scores):
+        here = torch.eye(scores.shape[-1], dtype=torch.bool)
+        return scores.masked_fill(~here, -torch.inf)
+
+    with intervene(model, [at("L0H0.scores", look_nowhere_but_here)]) as (receipt,):
+        pattern = activation(model, tokens, "blocks.0.attn.hook_pattern")
+    assert torch.equal(pattern[:, 0], torch.eye(5).expand(3, -1, -1))
+    assert receipt.mean_abs_change == torch.inf
+    with intervene(model, [at("L0H0.scores", lambda scores: scores)]) as (receipt,):
+        model(tokens)
+    assert receipt.mean_abs_change == 0.0
+    with (
+        pytest.raises(InputError, match="gave a score to 30 pairs of positions that the attention mask hides"),
+        intervene(model, [at("L0H0.scores", Zero())]),
+    ):
+        model(tokens)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_an_edit_that_writes_what_is_no_number_is_refused(model, tokens, value):
+    def spoil(activation):
+        activation[0, 0, 0] = value
+        return activation
+
+    with pytest.raises(InputError, match="the edit at L0H0 wrote 1 values that are NaN or infinite"):
+        edited_z(model, tokens, at("L0H0", spoil))
+
+
 def test_a_receipt_of_an_edit_that_changes_nothing_says_so(model, tokens, z):
     after, (receipt,) = edited_z(model, tokens, at("L0H0", Replace(z[:, :, 0])))
     assert torch.equal(after, z)
@@ -187,6 +295,26 @@ def test_the_model_is_as_before_whatever_happens_in_the_block(model, tokens):
     with intervene(model, [at("L0H0", Zero())]):
         assert not torch.equal(model(tokens), clean)
     assert torch.equal(model(tokens), clean)
+
+
+def test_an_interrupt_leaves_no_hook_behind(model, tokens):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    for edit, run in ((Zero(), interrupted), (interrupted, model)):
+        with pytest.raises(KeyboardInterrupt), intervene(model, [at("L0H0", Zero()), at("L1H1", edit)]):
+            run(tokens)
+        assert not any(point.fwd_hooks for point in model.hook_dict.values())
+        assert model.context_level == 0
+
+
+def test_the_inner_of_two_nested_blocks_edits_what_the_outer_one_wrote(model, tokens):
+    ones, thrice = at("L0H0", Replace(torch.ones(4))), at("L0H0", Scale(3.0))
+    with intervene(model, [ones]) as outer, intervene(model, [thrice]) as inner:
+        both = activation(model, tokens, "blocks.0.attn.hook_z")
+    assert torch.equal(both[:, :, 0], torch.full((3, 5, 4), 3.0))
+    assert inner[0].mean_abs_change == 2.0
+    assert outer[0].fired == 1
 
 
 def test_nested_interventions_both_act(model, tokens, z):
