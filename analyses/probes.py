@@ -56,7 +56,7 @@ class ProbeResult(Result):
             return layer_lines(self.frame, series="probe", title=self.title, panels="metric")
         shown = self.frame["metric"].isin(["r2", "accuracy"]) & (self.frame["probe"] == MODEL)
         rows = self.frame.loc[shown].reset_index(drop=True)
-        best = rows["value"] == rows.groupby("target")["value"].transform("max")
+        best = (rows["value"] == rows.groupby("target")["value"].transform("max")) & (rows["ci_low"] > 0)
         what = "R²" if (rows["metric"] == "r2").all() else "R², of classes the accuracy"
         title = f"{self.title}: {what} (framed: each target's best site)"
         return layer_map(rows, columns="target", value="value", title=title, framed=best)

@@ -94,6 +94,7 @@ def _heads(measured: RegressionMeasurements, finding: Finding) -> Section:
             "Excess risk when every later layer keeps only its k most important heads; beside it k heads at random, "
             "and the first layer pruned instead.",
             height=360,
+            wide=True,
         ),
     ]
     columns = ("component", "delta", "ci_low", "ci_high", "share", "share_ci_low", "share_ci_high")
