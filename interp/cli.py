@@ -106,18 +106,19 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="A new folder; by default RUN/report, for two runs ./RUN-beside-OTHER.")
     ] = None,
+    prompts: Annotated[int, typer.Option(help="How many fresh prompts to measure on.")] = 512,
 ) -> None:
     """Analyse a run, or two side by side: report.html, tables as CSV, report.md and report.json."""
     from interp.run import Run
 
     loaded = Run.load(run)
     if other is None:
-        typer.echo(f"report: {_write_report(loaded, out or loaded.path / REPORT_FOLDER)}")
+        typer.echo(f"report: {_write_report(loaded, out or loaded.path / REPORT_FOLDER, prompts)}")
         return
     from analyses import write_comparison
 
     folder = out or Path(f"{run.resolve().name}-beside-{other.resolve().name}")
-    typer.echo(f"report: {write_comparison(loaded, Run.load(other), folder)}")
+    typer.echo(f"report: {write_comparison(loaded, Run.load(other), folder, n_prompts=prompts)}")
 
 
 @app.command()
@@ -196,11 +197,11 @@ def _readouts(task: Any, model: Any) -> Any:
     return recall_readouts(task, feed_forward=model.has_mlp(1) and model.mlp_type == "linear")
 
 
-def _write_report(run: "Run", out: Path) -> Path:
+def _write_report(run: "Run", out: Path, n_prompts: int = 512) -> Path:
     from analyses import write_report
 
     typer.echo("taking the model apart …")
-    return write_report(run, out)
+    return write_report(run, out, n_prompts=n_prompts)
 
 
 def _last_figures(run: "Run") -> str:

@@ -19,7 +19,7 @@ from analyses.report.seeds import REPORT_STREAM, check_n_prompts
 from interp.run import Run
 from interp.statistics import ratio_interval
 from tasks.errors import InputError
-from tasks.prompts import Prompts, Seed
+from tasks.prompts import CLEAN_TARGET, Prompts, Seed
 
 _COLOURS = (component_colour(0, 0), component_colour(1, 0))
 _METHOD = (
@@ -56,7 +56,7 @@ def write_comparison(first: Run, second: Run, out: str | Path, *, seed: int = 0,
 def _refuse_incomparable(first: Run, second: Run) -> None:
     if first.path.resolve() == second.path.resolve():
         raise InputError(f"{first.path} is given twice: name two different runs")
-    for what in ("name", "d_vocab", "n_ctx"):
+    for what in ("name", "d_vocab", "d_in", "n_ctx"):
         one, other = getattr(first.task, what), getattr(second.task, what)
         if one != other:
             raise InputError(f"the runs' tasks differ in {what} ({one!r} and {other!r}): compare runs of one task")
@@ -98,7 +98,8 @@ def _names(first: Run, second: Run) -> tuple[str, str]:
 
 
 def _how(prompts: Prompts) -> dict[str, Any]:
-    metrics = ["loss"] if prompts.targets.is_floating_point() else ["loss", "accuracy"]
+    second = "excess_risk" if CLEAN_TARGET in prompts.labels else "accuracy"
+    metrics = ["loss"] if prompts.targets.is_floating_point() and second == "accuracy" else ["loss", second]
     return {"metric": metrics, "by": "segment" if "segment" in prompts.labels else None}
 
 

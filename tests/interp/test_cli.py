@@ -184,6 +184,30 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(interp, monkeypatch):
     assert (code, error) == (130, "stopped after step 3 of 9: the same call continues\n")
 
 
+def test_regression_is_trained_pruned_retrained_and_compared(interp, tmp_path):
+    small = ["sparse-regression", "--set", "d=4", "--set", "sparsity=1", "--set", "n_context=6", "--set", "d_model=8"]
+    small += ["--set", "eval_prompts=8", "--set", "batch_size=4", "--steps", "4"]
+    code, out, _ = interp("train", *small, "--out", "whole")
+    assert code == 0
+    assert "excess_risk" in out
+    assert Run.load(tmp_path / "whole").config.attn_fn == "linear"  # the default preset of vectors
+    pruned = ["--set", 'absent_heads=["L1H[1-7]"]', "--initial", "whole", "--out", "pruned"]
+    assert interp("train", *small, *pruned)[0] == 0
+    start = Run.load(tmp_path / "pruned").at(0)
+    assert torch.equal(start.W_E, Run.load(tmp_path / "whole").model.W_E)
+    assert interp("report", "whole", "pruned", "--prompts", "40", "--out", "both")[0] == 0
+    facts = json.loads((tmp_path / "both" / "report.json").read_text(encoding="utf-8"))
+    assert facts["settings"]["whole"]["report"]["n_prompts"] == 40
+    assert "excess_risk" in (tmp_path / "both" / "tables" / "performance.csv").read_text(encoding="utf-8")
+
+
+def test_an_initial_run_that_does_not_exist_is_refused(interp, tmp_path):
+    code, _, error = interp("train", "bigram", *TINY, "--initial", "nowhere", "--out", "run")
+    assert code == 2
+    assert "give the folder of a run" in error
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_report_is_never_written_over(interp, tmp_path):
     assert interp("train", "bigram", *TINY, "--out", "run")[0] == 0
     (tmp_path / "run" / "report").mkdir()
@@ -197,7 +221,7 @@ def test_a_report_is_never_written_over(interp, tmp_path):
 def test_the_demo_trains_reports_once_and_says_where(interp, tmp_path, monkeypatch):
     reported = []
 
-    def write_report(run, out):
+    def write_report(run, out, n_prompts):
         reported.append(run.path)
         out.mkdir()
         (out / "report.html").write_text("a page")
