@@ -14,6 +14,7 @@ DATA = (
     "analyses/report/templates/page.js",
     "analyses/report/templates/style.css",
     "interp/shipped/bietti-full-2x4/checkpoints/step-000600.safetensors",
+    "interp/shipped/sparse-regression-small/checkpoints/step-030000.safetensors",
 )
 TRIAL = """
 import analyses, interp, tasks
@@ -23,6 +24,7 @@ assert BigramICL(seq_len=8).sample(2, seed=0).inputs.shape == (2, 8)
 from interp import Run
 from interp.cli import main
 assert Run.shipped("bietti-full-2x4").model.cfg.n_heads == 4
+assert Run.shipped("sparse-regression-small").model.cfg.d_in == 17
 """
 
 
