@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analyses.ablation import ablate, ablate_heads, ablate_layers, ablate_mlps
+    from analyses.activation_patching import patch_activations
     from analyses.algorithm_distance import measure_algorithm_distances
     from analyses.attention_patterns import score_attention_patterns
     from analyses.attribution import attribute_heads
@@ -46,6 +47,7 @@ _HOMES = {
     "measure_algorithm_distances": "algorithm_distance",
     "measure_layer_distances": "layer_algorithms",
     "memory_recall": "memory",
+    "patch_activations": "activation_patching",
     "probe_layers": "probes",
     "probe_preprocessing": "preprocessing_probe",
     "prune_heads": "pruning",
@@ -75,6 +77,7 @@ __all__ = [
     "measure_algorithm_distances",
     "measure_layer_distances",
     "memory_recall",
+    "patch_activations",
     "probe_layers",
     "probe_preprocessing",
     "prune_heads",

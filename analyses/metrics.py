@@ -20,7 +20,19 @@ SumsAndCounts = tuple[Tensor, Tensor]
 
 # Columns of the analyses' tables: a label or a metric of one's own under such a name would overwrite them.
 _COLUMNS = ("layer", "head", "component", "method", "metric", "source", "baseline", "ablated", "delta", "attribution")
-_COLUMNS += ("value", "ci_low", "ci_high", "n_prompts")
+_COLUMNS += (
+    "value",
+    "ci_low",
+    "ci_high",
+    "n_prompts",
+    "pos",
+    "other",
+    "patched",
+    "effect",
+    "effect_low",
+    "effect_high",
+)
+_COLUMNS += ("sender", "receiver", "through")
 
 
 @dataclass(frozen=True, eq=False)

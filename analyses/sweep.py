@@ -67,7 +67,7 @@ def sweep(
             batch = prompts[rows]
             of_batch = [Group(part.value, None if part.mask is None else part.mask[rows]) for part in parts]
             of_rows = None if mask is None else mask[rows]
-            clean_outputs, residuals = clean_pass(model, batch, firsts, points)
+            clean_outputs, residuals = clean_pass(model, batch.inputs, firsts, points)
             sums, count = measured(metrics, of_batch, clean_outputs, batch, clean_outputs)
             clean.append(sums)
             counts.append(count)
@@ -110,12 +110,12 @@ def points_to_watch(sites: Iterable[Site]) -> dict[str, int]:
 
 
 def clean_pass(
-    model: HookedModel, batch: Prompts, layers: Iterable[int | None], points: Mapping[str, int]
+    model: HookedModel, inputs: Tensor, layers: Iterable[int | None], points: Mapping[str, int]
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """The clean outputs, and the residual stream before each of the layers."""
     starts = {layer: f"blocks.{layer}.hook_resid_pre" for layer in layers if layer is not None}
     with watching(model, points):
-        clean_outputs, clean = activations(model, batch.inputs, list(starts.values()))
+        clean_outputs, clean = activations(model, inputs, list(starts.values()))
     return clean_outputs, {layer: clean[point] for layer, point in starts.items()}
 
 

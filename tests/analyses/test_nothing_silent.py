@@ -12,6 +12,7 @@ from analyses import (
     ablate_pairs,
     attribute_heads,
     compare_predictors,
+    patch_activations,
     score_attention_patterns,
 )
 from interp import HookedTransformer, HookedTransformerConfig, Run
@@ -32,10 +33,16 @@ ANALYSES = {
     "pairs": lambda model, prompts: ablate_pairs(model, prompts),
     "attribution": lambda model, prompts: attribute_heads(model, prompts),
     "attention": lambda model, prompts: score_attention_patterns(model, prompts),
+    "patching": lambda model, prompts: patch_activations(model, prompts, other(prompts), sites=["attn", "q", "scores"]),
     "comparison": lambda model, prompts: compare_predictors(model, prompts, {"uniform": uniform}),
     "failure": lambda model, prompts: fail_half_way(model, prompts),
 }
 each_analysis = pytest.mark.parametrize("analysis", ANALYSES)
+
+
+def other(prompts):
+    """Prompts to patch from: the same, each in its neighbour's place."""
+    return Prompts.from_tensors(prompts.inputs.roll(1, dims=0))
 
 
 def fail_half_way(model, prompts):

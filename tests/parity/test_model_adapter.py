@@ -17,6 +17,7 @@ from analyses import (
     circuit_recall,
     compare_predictors,
     memory_recall,
+    patch_activations,
     score_attention_patterns,
 )
 from analyses.interaction import ablate_pairs
@@ -175,6 +176,21 @@ def test_an_edit_is_the_same_or_refused_where_it_would_not_be_followed(pair, pro
 
 def test_interactions_are_the_same(pair, prompts):
     assert_same(*(ablate_pairs(model, prompts, method="zero") for model in pair))
+
+
+def counterfactual_of(prompts):
+    return Prompts.from_tensors((prompts.inputs + 3).remainder(D_VOCAB))
+
+
+@pytest.mark.parametrize("direction", ["noising", "denoising"])
+def test_patched_activations_are_the_same(pair, prompts, direction):
+    other = counterfactual_of(prompts)
+    how = {"sites": ["resid_pre", "z", "k", "pattern", "embed"], "direction": direction, "metric": ["loss", "kl"]}
+    for positions in (None, [2, -1]):
+        assert_same(*(patch_activations(model, prompts, other, positions=positions, **how) for model in pair))
+    for model in pair:
+        itself = patch_activations(model, prompts, prompts, **how)
+        assert (itself.frame["delta"] == 0.0).all()
 
 
 @pytest.mark.parametrize("metric", ["logit", "logit_diff"])
