@@ -13,6 +13,7 @@ from analyses import (
     attribute_heads,
     compare_predictors,
     patch_activations,
+    patch_paths,
     score_attention_patterns,
 )
 from interp import HookedTransformer, HookedTransformerConfig, Run
@@ -32,8 +33,14 @@ ANALYSES = {
     "layers": lambda model, prompts: ablate_layers(model, prompts),
     "pairs": lambda model, prompts: ablate_pairs(model, prompts),
     "attribution": lambda model, prompts: attribute_heads(model, prompts),
+    "gradient": lambda model, prompts: attribute_heads(model, prompts, method="gradient"),
+    "integrated": lambda model, prompts: attribute_heads(model, prompts, method="integrated", n_steps=2, layers=[1]),
+    "shapley": lambda model, prompts: attribute_heads(model, prompts, method="shapley", metric="kl", layers=[0]),
     "attention": lambda model, prompts: score_attention_patterns(model, prompts),
     "patching": lambda model, prompts: patch_activations(model, prompts, other(prompts), sites=["attn", "q", "scores"]),
+    "paths": lambda model, prompts: patch_paths(
+        model, prompts, other(prompts), receivers=["k", "output"], through="mlps"
+    ),
     "comparison": lambda model, prompts: compare_predictors(model, prompts, {"uniform": uniform}),
     "failure": lambda model, prompts: fail_half_way(model, prompts),
 }
