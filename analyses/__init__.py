@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from analyses.memory import memory_recall
     from analyses.memory_heads import circuit_recall
     from analyses.memory_readouts import recall_readouts
+    from analyses.path_patching import patch_paths
     from analyses.preprocessing_probe import probe_preprocessing
     from analyses.probes import probe_layers
     from analyses.pruning import prune_heads
@@ -48,6 +49,7 @@ _HOMES = {
     "measure_layer_distances": "layer_algorithms",
     "memory_recall": "memory",
     "patch_activations": "activation_patching",
+    "patch_paths": "path_patching",
     "probe_layers": "probes",
     "probe_preprocessing": "preprocessing_probe",
     "prune_heads": "pruning",
@@ -78,6 +80,7 @@ __all__ = [
     "measure_layer_distances",
     "memory_recall",
     "patch_activations",
+    "patch_paths",
     "probe_layers",
     "probe_preprocessing",
     "prune_heads",

@@ -105,7 +105,7 @@ def patch_activations(
     refuse_other(model)
     pair = RunPair(prompts, counterfactual_of(prompts, counterfactual, seed=seed), direction)
     metrics, parts = as_metrics(metric), list(groups(prompts, by))
-    targets = list(_targets(model, sites))
+    targets = [target for target, _ in targets_of(model, sites)]
     places = _places(prompts, positions)
     patches = [_Patch(_at(target, place), place) for target in targets for place in places]
     runs = _PatchedRuns(model, pair, patches)
@@ -148,6 +148,24 @@ def sites_of_component(model: HookedModel, component: str) -> list[Site]:
     if not found:
         raise InputError(f"the model has no {component}: there is no hook point {every[0].hook_name}, nor any like it")
     return found
+
+
+def targets_of(
+    model: HookedModel, sites: str | Iterable[SiteLike | Sequence[SiteLike]], argument: str = "sites"
+) -> Iterator[tuple[Target, bool]]:
+    """The sites that are patched together, each with whether it was named itself (or else by its component).
+
+    Raises:
+        InputError: none at all, or a site or component that does not exist; ``argument`` is what the caller calls them.
+    """
+    written: list[Any] = [sites] if isinstance(sites, str) else list(sites)
+    if not written:
+        raise InputError(f"{argument} is empty: name at least one, a component or L1H0 say")
+    for one in written:
+        if isinstance(one, str) and one in COMPONENTS:
+            yield from (((site,), False) for site in sites_of_component(model, one))
+        else:
+            yield as_target(model, one), True
 
 
 class _Place(NamedTuple):
@@ -196,17 +214,6 @@ class _PatchedRuns:
 
 def _replacement(site: Site, source: Tensor, mask: Bool[Tensor, "batch pos"] | None) -> Intervention:
     return Intervention(site, Replace(source[site.index(source)]), mask)
-
-
-def _targets(model: HookedModel, sites: str | Iterable[Any]) -> Iterator[Target]:
-    written = [sites] if isinstance(sites, str) else list(sites)
-    if not written:
-        raise InputError("sites is empty: name at least one, resid_pre or L1H0 say")
-    for one in written:
-        if isinstance(one, str) and one in COMPONENTS:
-            yield from ((site,) for site in sites_of_component(model, one))
-        else:
-            yield as_target(model, one)
 
 
 def _places(prompts: Prompts, positions: Positions | None) -> list[_Place]:

@@ -20,19 +20,9 @@ SumsAndCounts = tuple[Tensor, Tensor]
 
 # Columns of the analyses' tables: a label or a metric of one's own under such a name would overwrite them.
 _COLUMNS = ("layer", "head", "component", "method", "metric", "source", "baseline", "ablated", "delta", "attribution")
-_COLUMNS += (
-    "value",
-    "ci_low",
-    "ci_high",
-    "n_prompts",
-    "pos",
-    "other",
-    "patched",
-    "effect",
-    "effect_low",
-    "effect_high",
-)
-_COLUMNS += ("sender", "receiver", "through")
+_COLUMNS += ("value", "ci_low", "ci_high", "n_prompts")
+_COLUMNS += ("pos", "other", "patched", "effect", "effect_low", "effect_high", "through")
+_COLUMNS += tuple(f"{role}{what}" for role in ("sender", "receiver") for what in ("", "_layer", "_head"))
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from analyses import (
     compare_predictors,
     memory_recall,
     patch_activations,
+    patch_paths,
     score_attention_patterns,
 )
 from analyses.interaction import ablate_pairs
@@ -191,6 +192,24 @@ def test_patched_activations_are_the_same(pair, prompts, direction):
     for model in pair:
         itself = patch_activations(model, prompts, prompts, **how)
         assert (itself.frame["delta"] == 0.0).all()
+
+
+@pytest.mark.parametrize("through", ["direct", "mlps"])
+def test_patched_paths_are_the_same(pair, prompts, through):
+    parts = [] if pair[0].cfg.attn_only else ["mlp"]
+    how = {"senders": ["z", "embed", *parts], "receivers": ["q", "k", "v", *parts, "output"], "through": through}
+    assert_same(*(patch_paths(model, prompts, counterfactual_of(prompts), **how) for model in pair))
+    for model in pair:
+        assert (patch_paths(model, prompts, prompts, **how).frame["delta"] == 0.0).all()
+
+
+@pytest.mark.transformer_lens_4
+def test_paths_to_keys_that_heads_share_end_at_the_heads_there_are(prompts):
+    shared = native(normalization_type="LN", act_fn="relu", n_key_value_heads=1)
+    frame = patch_paths(shared, prompts, counterfactual_of(prompts), receivers=["q", "k"]).frame
+    assert frame["receiver"].unique().tolist() == ["L1H0.q", "L1H1.q", "L1H0.k"]
+    with pytest.raises(InputError, match=r"L1H1\.k does not exist: blocks\.1\.attn\.hook_k has heads H0 to H0"):
+        patch_paths(shared, prompts, counterfactual_of(prompts), receivers=["L1H1.k"])
 
 
 @pytest.mark.parametrize("metric", ["logit", "logit_diff"])
