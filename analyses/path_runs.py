@@ -108,7 +108,7 @@ def is_path(model: HookedModel, sender: Target, receiver: Receiver) -> bool:
     if receiver is None:
         return True
     parallel = bool(getattr(model.cfg, "parallel_attn_mlp", False))
-    return any(_writes(one, parallel) <= _reads(other, parallel) for one in sender for other in receiver)
+    return any(_writes(one) <= _reads(other, parallel) for one in sender for other in receiver)
 
 
 def check_sender(sender: Target) -> None:
@@ -125,11 +125,11 @@ def check_receiver(receiver: Receiver) -> None:
             raise InputError(f"{site} receives nothing: a path ends at L1H0.q, L1H0.k, L1H0.v, L1.mlp or 'output'")
 
 
-def _writes(site: Site, parallel: bool) -> int:
+def _writes(site: Site) -> int:
     """When: 2 l is before layer l, 2 l + 1 between its attention and its MLP."""
     if site.layer is None:
         return 0
-    return 2 * site.layer + (1 if site.component in ("z", "attn") and not parallel else 2)
+    return 2 * site.layer + (2 if site.component == "mlp" else 1)
 
 
 def _reads(site: Site, parallel: bool) -> int:

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
@@ -71,7 +72,10 @@ class GuardedHook:
 
     @property
     def _is_known(self) -> bool:
-        module = getattr(self.function, "__module__", None) or ""
+        inner = self.function
+        while isinstance(inner, partial):  # as TransformerLens' own observers come
+            inner = inner.func
+        module = getattr(inner, "__module__", None) or ""
         return module.partition(".")[0] in _KNOWN
 
 
