@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from analyses.coordinate_map import map_coordinates
     from analyses.crosstalk import crosstalk_against_width
     from analyses.dynamics import analyse_checkpoints
+    from analyses.edge_attribution import attribute_edges
     from analyses.gradient_memory import gradient_recall
     from analyses.head_assessment import assess_heads, effective_heads
     from analyses.interaction import ablate_pairs
@@ -37,6 +38,7 @@ _HOMES = {
     "ablate_pairs": "interaction",
     "analyse_checkpoints": "dynamics",
     "assess_heads": "head_assessment",
+    "attribute_edges": "edge_attribution",
     "attribute_heads": "attribution",
     "circuit_recall": "memory_heads",
     "compare_predictors": "comparison",
@@ -68,6 +70,7 @@ __all__ = [
     "ablate_pairs",
     "analyse_checkpoints",
     "assess_heads",
+    "attribute_edges",
     "attribute_heads",
     "circuit_recall",
     "compare_predictors",

@@ -10,6 +10,7 @@ from analyses import (
     ablate_layers,
     ablate_mlps,
     ablate_pairs,
+    attribute_edges,
     attribute_heads,
     compare_predictors,
     patch_activations,
@@ -36,6 +37,11 @@ ANALYSES = {
     "gradient": lambda model, prompts: attribute_heads(model, prompts, method="gradient"),
     "integrated": lambda model, prompts: attribute_heads(model, prompts, method="integrated", n_steps=2, layers=[1]),
     "shapley": lambda model, prompts: attribute_heads(model, prompts, method="shapley", metric="kl", layers=[0]),
+    "edges": lambda model, prompts: attribute_edges(model, prompts, other(prompts)),
+    "edges on the way": lambda model, prompts: attribute_edges(
+        model, prompts, other(prompts), method="eap_ig_inputs", n_steps=2
+    ),
+    "exact edges": lambda model, prompts: attribute_edges(model, prompts, method="exact", reference="mean"),
     "attention": lambda model, prompts: score_attention_patterns(model, prompts),
     "patching": lambda model, prompts: patch_activations(model, prompts, other(prompts), sites=["attn", "q", "scores"]),
     "paths": lambda model, prompts: patch_paths(
