@@ -8,10 +8,15 @@ from plotly.subplots import make_subplots
 from analyses.figures import INK, effect_figure, look, plain, words
 
 # Two directions of change from the page's own background on, so that no effect is no colour, on white and on black.
-_DIVERGING = [[0.0, "#0072B2"], [0.5, "rgba(134,142,152,0)"], [1.0, "#D55E00"]]
+_DIVERGING = [
+    [0.0, "rgba(0,114,178,1)"],
+    [0.5, "rgba(0,114,178,0)"],
+    [0.5, "rgba(213,94,0,0)"],
+    [1.0, "rgba(213,94,0,1)"],
+]
 _MOST_WRITTEN_CELLS = 120
 _CELL, _LEAST_HEIGHT = 26, 320
-_EXCLUDES_ZERO = "*"
+_EXCLUDES_ZERO, _MEASURED = "*", "·"
 
 
 def patching_figure(frame: pd.DataFrame, *, title: str, by: str | None = None) -> go.Figure:
@@ -34,7 +39,8 @@ def patching_figure(frame: pd.DataFrame, *, title: str, by: str | None = None) -
 def effect_map(frame: pd.DataFrame, *, down: str, across: str, title: str, by: str | None = None) -> go.Figure:
     """``effect`` as colours, a panel per metric (and per value of ``by``); a star where its interval excludes 0.
 
-    Where no row has an effect, because the two runs do not differ, ``delta`` takes its place.
+    A small map has its numbers written in; in a large one a dot says that a cell was measured. Where no row has an
+    effect, because the two runs do not differ, ``delta`` takes its place.
     """
     value, low, high = ("effect", "effect_low", "effect_high")
     if frame[value].isna().all():
@@ -86,6 +92,7 @@ def effect_map(frame: pd.DataFrame, *, down: str, across: str, title: str, by: s
 def _written(number: float, clear: bool, few: bool) -> str:
     if np.isnan(number):
         return ""
-    star = _EXCLUDES_ZERO if clear else ""
     rounded = round(number, 2) + 0.0  # no −0
-    return f"{rounded:.2f}{star}" if few else star
+    if few:
+        return f"{rounded:.2f}{_EXCLUDES_ZERO if clear else ''}"
+    return _EXCLUDES_ZERO if clear else _MEASURED
