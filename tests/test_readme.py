@@ -1,4 +1,4 @@
-"""The README's Python example runs as it stands."""
+"""The Python examples of the README and of the docs run as they stand."""
 
 import re
 from pathlib import Path
@@ -8,15 +8,33 @@ import pytest
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_the_readme_example_runs(tmp_path, monkeypatch, capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert "steps=300" in example
+DOCS = README.parent / "docs"
+
+
+def examples(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def test_the_readme_examples_run(tmp_path, monkeypatch, capsys):
+    first, second = examples(README)
+    assert "steps=300" in first
     monkeypatch.chdir(tmp_path)
-    exec(compile(example.replace("steps=300", "steps=30"), str(README), "exec"), {"__name__": "readme"})
+    exec(compile(first.replace("steps=300", "steps=30"), str(README), "exec"), {"__name__": "readme"})
+    exec(compile(second, str(README), "exec"), {"__name__": "readme"})
     printed = capsys.readouterr().out
     assert "L1H0" in printed
     assert "W_K2" in printed
+    assert "lasso" in printed
+    assert "effective_heads" in printed
     assert (tmp_path / "runs" / "first" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_the_examples_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "docs"}
+    for example in examples(page):
+        exec(compile(example, str(page), "exec"), names)
 
 
 @pytest.mark.parametrize("command", ["demo", "train", "report"])
