@@ -249,6 +249,7 @@ def _first_order(
 ) -> tuple[Float[ndarray, "batch edge part"], Float[ndarray, "batch part"]]:
     """Scores by gradients at the clean run, or averaged on the way from its embeddings to the counterfactuals'."""
     points = points_of_gradients(edges)
+    residuals = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
     clean_outputs = None if n_steps is None else outputs(model, batch.inputs)
     total: Tensor | None = None
     for step in range(n_steps or 1):
@@ -256,7 +257,7 @@ def _first_order(
         if n_steps is not None:
             value = clean["hook_embed"] + (step + 0.5) / n_steps * changes["hook_embed"]
         found = metric_gradients(
-            model, batch, metric, parts, points, leaf="hook_embed", value=value, clean=clean_outputs
+            model, batch, metric, parts, points, leaf="hook_embed", seen=residuals, value=value, clean=clean_outputs
         )
         of_step = torch.stack(
             [edge_scores(edges, weights, changes, found.activations, gradients) for gradients in found.by_part], dim=-1

@@ -50,14 +50,9 @@ class EdgeWeights:
 
 
 def points_of_gradients(edges: Edges) -> list[str]:
-    """The hook points whose activations and gradients ``edge_scores`` needs, the first of them first."""
-    points = ["hook_embed"]
-    for receiver in edges.receivers:
-        if receiver.head is None:
-            points.append(receiver.point)
-        else:
-            points += [f"blocks.{receiver.layer}.hook_resid_pre", _point_in_head(receiver.layer, receiver.input)]
-    return list(dict.fromkeys(points))
+    """The hook points whose gradients ``edge_scores`` needs, the embeddings first."""
+    read = (one.point if one.head is None else _point_in_head(one.layer, one.input) for one in edges.receivers)
+    return list(dict.fromkeys(["hook_embed", *read]))
 
 
 def edge_scores(

@@ -31,6 +31,7 @@ def metric_gradients(
     points: Sequence[str],
     *,
     leaf: str,
+    seen: Sequence[str] = (),
     value: Float[Tensor, "batch *rest"] | None = None,
     clean: CleanOutputs | None = None,
 ) -> Gradients:
@@ -38,13 +39,13 @@ def metric_gradients(
 
     Prompts do not see each other, so row b of the gradient is that of prompt b's own sum. Gradients start at
     ``leaf``, the first of the points, which is made to require them whatever the model's parameters do; with a
-    ``value`` that is written there. ``parts`` are those of the batch; ``clean`` the clean outputs, where a metric
-    compares with them (the pass's own by default).
+    ``value`` that is written there. Points ``seen`` are activations only. ``parts`` are those of the batch; ``clean``
+    the clean outputs, where a metric compares with them (the pass's own by default).
 
     Parameters get no ``.grad``, gradient mode is as it was afterwards, and so are the hooks.
 
     Raises:
-        InputError: the metric has no gradient (an accuracy), or it does not depend on a point.
+        InputError: the metric has no gradient (an accuracy), or none of it reaches a point.
     """
     nodes: dict[str, Tensor] = {}
 
@@ -53,16 +54,27 @@ def metric_gradients(
         return nodes[leaf]
 
     def keep(point: str) -> HookFunction:
+        def write_itself(activation: Tensor, hook: HookPoint) -> Tensor:  # noqa: ARG001 — TransformerLens' call
+            # What a hook is shown need not be what the model goes on with (a bridge's is not); what it returns is.
+            nodes[point] = activation.clone()
+            return nodes[point]
+
+        return write_itself
+
+    def look(point: str) -> HookFunction:
         def observe(activation: Tensor, hook: HookPoint) -> None:  # noqa: ARG001 — TransformerLens' call
-            nodes[point] = activation
+            only_seen[point] = activation.detach().clone()
 
         return observe
 
+    only_seen: dict[str, Tensor] = {}
     later = [point for point in dict.fromkeys(points) if point != leaf]
     with torch.inference_mode(False), torch.enable_grad():
-        with hooked(model, [(leaf, start), *((point, keep(point)) for point in later)]):
+        with hooked(
+            model,
+            [(leaf, start), *((point, keep(point)) for point in later), *((point, look(point)) for point in seen)],
+        ):
             out = outputs(model, batch.inputs)
-        reached = list(nodes)
         totals, counts = [], []
         for part in parts:
             sums, count = metric.measure(out, part.of(batch), out.detach() if clean is None else clean)
@@ -75,13 +87,20 @@ def metric_gradients(
             counts.append(count)
         by_part = []
         for index, total in enumerate(totals):
-            found = torch.autograd.grad(
-                total, [nodes[point] for point in reached], retain_graph=index < len(totals) - 1,
-                allow_unused=True, materialize_grads=True,
-            )  # fmt: skip
-            by_part.append(dict(zip(reached, found, strict=True)))
-    activations = {point: node.detach() for point, node in nodes.items()}
+            again = index < len(totals) - 1
+            found = torch.autograd.grad(total, list(nodes.values()), retain_graph=again, allow_unused=True)
+            by_part.append({point: _met(point, gradient) for point, gradient in zip(nodes, found, strict=True)})
+    activations = {point: node.detach() for point, node in nodes.items()} | only_seen
     return Gradients(activations, by_part, torch.stack(counts, dim=1).double())
+
+
+def _met(point: str, gradient: Tensor | None) -> Tensor:
+    if gradient is None:
+        raise InputError(
+            f"no gradient of the metric reaches {point}: the model does not go on from what its hook shows there, so "
+            "use a method without gradients"
+        )
+    return gradient
 
 
 def refuse_flat(metric: Metric, method: str, instead: str) -> None:

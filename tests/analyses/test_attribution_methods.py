@@ -118,14 +118,14 @@ def test_one_head_in_a_layer_integrates_to_its_ablation(prompts):
     model = random_model(n_heads=1, normalization_type="LN", act_fn="gelu")
     for reference in REFERENCES:
         exact = values(ablate_heads(model, prompts, method=reference), "delta")
-        found = attribute_heads(model, prompts, method="integrated", reference=reference, metric="loss", n_steps=48)
+        found = attribute_heads(model, prompts, method="integrated", reference=reference, metric="loss", n_steps=24)
         np.testing.assert_allclose(values(found), exact, atol=1e-3)
 
 
 def test_integration_is_complete_and_the_error_falls_with_the_steps(prompts):
     model = random_model(normalization_type="LN", act_fn="gelu")
     errors = []
-    for n_steps in (4, 16, 64):
+    for n_steps in (2, 8, 32):
         found = attribute_heads(model, prompts, method="integrated", metric="loss", n_steps=n_steps, by="half")
         errors.append(found.totals["error"].abs().max())
         for row in found.totals.itertuples():
@@ -136,7 +136,7 @@ def test_integration_is_complete_and_the_error_falls_with_the_steps(prompts):
             assert row.measured == pytest.approx(measured, abs=1e-9)
             assert row.error == pytest.approx(row.attributed - measured, abs=1e-9)
     assert errors[0] > 4 * errors[1] > 16 * errors[2]
-    assert errors[2] < 1e-3
+    assert errors[2] < 4e-3
 
 
 def test_integrated_gradients_are_the_integral_along_the_line_by_finite_differences(prompts):
@@ -254,8 +254,9 @@ def test_real_valued_tasks_have_attributions_of_their_loss():
 @pytest.mark.parametrize("method", MOVING)
 def test_batches_do_not_matter_and_parts_recombine(method, prompts):
     model = random_model()
-    whole = attribute_heads(model, prompts, method=method, metric="loss")
-    split = attribute_heads(model, prompts, method=method, metric="loss", by="half", batch_size=4)
+    how = {"method": method, "metric": "loss"} | ({"n_steps": 3} if method == "integrated" else {})
+    whole = attribute_heads(model, prompts, **how)
+    split = attribute_heads(model, prompts, by="half", batch_size=4, **how)
     n = [int((prompts.scored & (prompts.labels["half"] == half)).sum()) for half in (0, 1)]
     parts = [split.matrix("attribution", half=half) for half in (0, 1)]
     together = (n[0] * parts[0] + n[1] * parts[1]) / sum(n)
@@ -265,11 +266,12 @@ def test_batches_do_not_matter_and_parts_recombine(method, prompts):
 @pytest.mark.parametrize("method", MOVING)
 def test_frozen_weights_change_nothing(method, prompts):
     model = random_model()
-    free = attribute_heads(model, prompts, method=method, metric="loss").frame
+    how = {"method": method, "metric": "loss"} | ({"n_steps": 3} if method == "integrated" else {})
+    free = attribute_heads(model, prompts, **how).frame
     for weight in model.parameters():
         weight.requires_grad_(False)
     with torch.inference_mode():
-        frozen = attribute_heads(model, prompts, method=method, metric="loss").frame
+        frozen = attribute_heads(model, prompts, **how).frame
     np.testing.assert_allclose(frozen["attribution"], free["attribution"], atol=1e-12)
 
 
@@ -322,6 +324,16 @@ def test_what_is_missing_is_refused(prompts):
     with pytest.raises(InputError, match="needs a wrong answer"):
         attribute_heads(model, bare, method="gradient", metric="logit_diff")
     assert attribute_heads(model, bare, method="integrated", metric="kl").frame["attribution"].abs().max() > 0
+
+
+def test_a_metric_that_no_head_reaches_is_refused_rather_than_flat(prompts):
+    apart = torch.zeros(9, requires_grad=True)
+
+    def of_something_else(outputs, prompts):
+        return 2 * apart
+
+    with pytest.raises(InputError, match=r"no gradient of the metric reaches blocks\.0\.attn\.hook_z"):
+        attribute_heads(random_model(), prompts, method="gradient", metric=of_something_else)
 
 
 @pytest.mark.refusal

@@ -13,6 +13,7 @@ from analyses import (
     ablate_heads,
     ablate_layers,
     ablate_mlps,
+    attribute_edges,
     attribute_heads,
     circuit_recall,
     compare_predictors,
@@ -215,6 +216,35 @@ def test_paths_to_keys_that_heads_share_end_at_the_heads_there_are(prompts):
 @pytest.mark.parametrize("metric", ["logit", "logit_diff"])
 def test_attributions_are_the_same(pair, prompts, metric):
     assert_same(*(attribute_heads(model, prompts, metric=metric) for model in pair))
+
+
+@pytest.mark.parametrize("method", ["gradient", "integrated", "shapley"])
+def test_attributions_of_what_taking_heads_away_changes_are_the_same(pair, prompts, method):
+    steps = {"n_steps": 3} if method == "integrated" else {}
+    assert_same(*(attribute_heads(model, prompts, method=method, metric="loss", **steps) for model in pair))
+
+
+def test_first_order_scores_of_edges_are_the_same(pair, prompts):
+    mine, theirs = pair
+    if not mine.cfg.attn_only:
+        theirs.set_use_hook_mlp_in(True)
+    for reference in ("zero", "mean"):
+        assert_same(*(attribute_edges(model, prompts, reference=reference) for model in pair))
+
+
+def test_exactly_patched_edges_are_the_same_or_refused_where_heads_have_no_inputs_of_their_own(pair, prompts):
+    mine, theirs = pair
+    if not mine.cfg.attn_only:
+        theirs.set_use_hook_mlp_in(True)
+    how = {"method": "exact", "reference": "mean"}
+    try:
+        theirs.set_use_split_qkv_input(True)
+    except NotImplementedError:
+        assert not TRANSFORMER_LENS_3
+        with pytest.raises(InputError, match="hook_q_input"):
+            attribute_edges(theirs, prompts, **how)
+    else:
+        assert_same(*(attribute_edges(model, prompts[:4], **how) for model in pair))
 
 
 def test_attention_scores_are_the_same_but_for_their_null(pair, prompts):
