@@ -114,8 +114,8 @@ def attribute_edges(
 
     In a linear network all three agree. Effects of edges do not sum to that of the whole in general. Where answers are
     certain, the loss is flat and its gradient sees little: on the shipped bigram run ("bietti-full-2x4", in context, 16
-    prompts of seed 5, 129 edges) scores correlate with exact patching by −0.05 ("eap") and 0.86 ("eap_ig_inputs") for the loss,
-    by 0.76 and 0.99 for the logit difference.
+    prompts of seed 5, 129 edges) scores correlate with exact patching by −0.05 ("eap") and 0.86
+    ("eap_ig_inputs") for the loss, by 0.76 and 0.99 for the logit difference.
 
     Args:
         counterfactual: prompts aligned with ``prompts``, or their task, which draws them with ``seed``; by default
