@@ -19,6 +19,8 @@ NAME = "sparse-regression-small"
 EVALUATED, TUNED_ON, RANKED_ON = (9, 1), (9, 2), (9, 3)
 """Seeds of the prompts."""
 BAYES = "Bayes posterior mean"
+PROMPTS_FOR_HEADS = 2000
+"""Of the prompts, for tables that run the model once for every head or set of heads."""
 
 
 def main() -> None:
@@ -44,10 +46,11 @@ def main() -> None:
     print(risks.loc[risks["metric"] == "excess_risk", ["source", "value", "ci_low", "ci_high"]].to_string(index=False))
     gap = gap_closed(run.model, prompts, predictors, bayes=BAYES).frame
     print("\n" + gap[["reference", "share", "ci_low", "ci_high", "gap"]].to_string(index=False))
-    print("\n" + assess_heads(run.model, prompts, metric="excess_risk").layers.to_string(index=False))
+    some = prompts[:PROMPTS_FOR_HEADS]
+    print("\n" + assess_heads(run.model, some, metric="excess_risk").layers.to_string(index=False))
     others = {} if chosen.one_head is None else {"one head": Run.load(chosen.one_head).model}
     ranking = task.sample(2000, seed=RANKED_ON)
-    pruned = prune_heads(run.model, prompts[:2000], importance=ranking, metric="excess_risk", others=others).frame
+    pruned = prune_heads(run.model, some, importance=ranking, metric="excess_risk", others=others).frame
     columns = ["arm", "pruned", "kept", "baseline", "ablated", "delta", "ci_low", "ci_high", "draws_low", "draws_high"]
     print("\n" + pruned[columns].to_string(index=False))
 
