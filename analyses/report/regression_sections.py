@@ -39,8 +39,9 @@ REGRESSION_METHOD = (
 _PLAIN_TICKS: dict[str, Any] = {"exponentformat": "none", "dtick": "D2"}
 _LINE_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("square-open", "diamond-open", "triangle-up-open", "x-thin-open", "star-open", "cross-open")
+_HEADROOM = 1.5
 _OFF_SCALE = 5.0
-"""Risks so many times larger, or smaller, than any of the model's lie outside the figure: least squares' near n = d."""
+"""Risks so many times smaller than the model's lie outside the figure, as do those far above that of predicting 0."""
 
 
 def regression_sections(measured: RegressionMeasurements, history: pd.DataFrame) -> list[Section]:
@@ -64,7 +65,7 @@ def _risk(measured: RegressionMeasurements, finding: Finding) -> Section:
     if len(measured.lengths) > 1:
         caption = (
             "Excess risk against the number of pairs in the context; every algorithm is tuned for each length. What is "
-            "not seen lies off the scale; it is in the table."
+            "far worse than predicting 0, or far better than the model, lies off the scale; it is in the table."
         )
         figures.append(FigureOf(_against_length(frame, measured), caption, height=380))
     shown = ("prompts", "source", "value", "ci_low", "ci_high")
@@ -203,8 +204,9 @@ def _points(frame: pd.DataFrame) -> go.Figure:
 def _against_length(frame: pd.DataFrame, measured: RegressionMeasurements) -> go.Figure:
     rows = frame.loc[frame["prompts"].isin(list(measured.lengths)) & (frame["source"] != ZERO)]
     rows = rows.assign(n=rows["prompts"].map(measured.lengths)).sort_values("n")
-    of_model = rows.loc[rows["source"] == "model", "value"]
-    ends = [float(of_model.min()) / _OFF_SCALE, float(of_model.max()) * _OFF_SCALE]
+    of_model = frame.loc[(frame["source"] == "model") & frame["prompts"].isin(list(measured.lengths)), "value"]
+    of_zero = frame.loc[(frame["source"] == ZERO) & frame["prompts"].isin(list(measured.lengths)), "value"]
+    ends = [float(of_model.min()) / _OFF_SCALE, float(of_zero.max()) * _HEADROOM]
     figure = go.Figure()
     for index, (source, points) in enumerate(rows.groupby("source", sort=False)):
         is_model = source == "model"
