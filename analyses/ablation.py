@@ -16,7 +16,7 @@ from analyses.result import Result, notes_on_intervals
 from analyses.sweep import SweepOutcome, sweep
 from interp.edits import Edit
 from interp.interventions import Receipt
-from interp.model_adapter import HookedModel, reached_points, refuse_other
+from interp.model_adapter import HookedModel, heads_of, reached_points, refuse_other
 from interp.position_masks import Where, mask_of
 from interp.sites import Site, SiteLike
 from tasks.errors import InputError
@@ -60,7 +60,7 @@ def ablate_heads(model: HookedModel, prompts: Prompts, **how: Any) -> AblationRe
     ['L0H0', 'L1H0']
     """
     refuse_other(model)
-    heads = [Site(layer, "z", head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
+    heads = [Site(layer, "z", head) for layer, head in heads_of(model)]
     return ablate(model, prompts, heads, **how)
 
 
@@ -160,8 +160,11 @@ def as_target(model: HookedModel, together: SiteLike | Sequence[SiteLike]) -> Ta
         raise InputError("a set of sites is empty: name at least one site, L1H0 say")
     if len(set(target)) < len(target):
         raise InputError(f"the set {'+'.join(map(str, target))} names a site twice: name each once")
+    there = set(heads_of(model))
     for site in target:
         site.check(model.cfg.n_layers, model.cfg.n_heads)
+        if site.layer is not None and site.head is not None and (site.layer, site.head) not in there:
+            raise InputError(f"{site} is absent from this model (absent_heads), so that nothing can be taken away")
         if site.component == "mlp" and site.hook_name not in reached:
             raise InputError(f"{site} does not exist: L{site.layer} has no feed-forward part")
         if site.hook_name not in reached:

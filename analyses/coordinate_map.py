@@ -137,7 +137,7 @@ def map_coordinates(
     r2, share = (ratio_interval(*each, confidence=confidence, seed=seed) for each in (read, wrote))
 
     judged, whole = Metric.of(metric), list(groups(prompts, None))
-    sites = [Site(layer, "z", head) for head in range(model.cfg.n_heads)]
+    sites = [Site(layer, "z", head) for head in range(model.cfg.n_heads)]  # an absent one has an effect of 0
     edits = ablation_edits(
         model, prompts, [(site,) for site in sites], method, reference=reference, over=over, seed=seed,
         batch_size=batch_size,

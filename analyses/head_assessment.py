@@ -19,7 +19,7 @@ from analyses.metrics import Metric, MetricLike, groups
 from analyses.references import MeanOver, Method, ablation_edits
 from analyses.result import Result, notes_on_intervals
 from analyses.sweep import SweepOutcome, sweep
-from interp.model_adapter import HookedModel, refuse_other
+from interp.model_adapter import HookedModel, heads_of, refuse_other
 from interp.sites import Site
 from interp.statistics import percentile_ends, resampled_ratios, simultaneous_ratio_interval
 from tasks.errors import InputError
@@ -89,9 +89,10 @@ def assess_heads(
     1 / Σ W_h² the layer's effective number of heads: from 1, one head does all, to n_heads, all alike.
 
     A metric that falls when the model gets worse (accuracy, logit_diff, prob) is shared by −Δ; one's own function is
-    taken to rise. A head that only does harm has the share 0, and ``layers`` says how many there are and what their
-    effects sum to; where no head's loss does harm, shares and number are missing, with a note. Notes also name
-    layers in which no effect exceeds 0 clearly (simultaneous interval): there, shares are shares of noise.
+    taken to rise. Absent heads (``absent_heads``) have no row. A head that only does harm has the share 0, and
+    ``layers`` says how many there are and what their effects sum to; where no head's loss does harm, shares and number
+    are missing, with a note. Notes also name layers in which no effect exceeds 0 clearly (simultaneous interval):
+    there, shares are shares of noise.
 
     Intervals are over prompts and paired: a resample is the same prompts for all heads and both arms. Noise makes
     heads look unequal, so that a resampled number has two doses of bias, from the prompts and from resampling them.
@@ -122,7 +123,9 @@ def assess_heads(
     if not len(prompts):
         raise InputError("prompts holds 0 prompts: sample some")
     judged, parts = Metric.of(metric), list(groups(prompts, None))
-    sites = [Site(layer, "z", head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
+    sites = [Site(layer, "z", head) for layer, head in heads_of(model)]
+    if not sites:
+        raise InputError("the model has no head: all are absent (absent_heads)")
     edits = ablation_edits(
         model, prompts, [(site,) for site in sites], method, reference=reference, over=over, seed=seed,
         batch_size=batch_size,
@@ -221,7 +224,7 @@ def _tables(
     of_layers: list[dict[str, Any]] = []
     notes: list[str] = []
     n_prompts, baseline = int(outcome.n_prompts[0]), float(outcome.baseline[0])
-    for layer in range(len({site.layer for site in sites})):
+    for layer in sorted({int(site.layer or 0) for site in sites}):
         places = [place for place, site in enumerate(sites) if site.layer == layer]
         harm = metric.worse * np.concatenate([outcome.differences[place] for place in places], axis=1)
         shares = _Shares.of(harm, outcome.counts[:, :1].repeat(len(places), axis=1), confidence, seed)
@@ -303,8 +306,8 @@ class _Shares:
 def _figure(result: HeadAssessment) -> go.Figure:
     """Heat map of shares on the left, effective numbers with intervals on the right; the layers are shared."""
     frame, layers = result.frame, result.layers
-    n_heads = int(layers["n_heads"].iloc[0])
-    shares = frame["share"].to_numpy(dtype=float).reshape(len(layers), n_heads)
+    n_heads = int(frame["head"].max()) + 1
+    shares = frame.pivot(index="layer", columns="head", values="share").reindex(columns=range(n_heads)).to_numpy(float)
     names = [f"L{layer}" for layer in layers["layer"]]
     titles = ("share within the layer", f"effective heads, of {n_heads}")
     figure = make_subplots(cols=2, shared_yaxes=True, column_widths=[0.68, 0.32], subplot_titles=titles)

@@ -13,7 +13,7 @@ from analyses.metrics import MetricLike, as_metrics, groups
 from analyses.references import MeanOver, Method, ablation_edits
 from analyses.result import Result
 from analyses.sweep import sweep
-from interp.model_adapter import HookedModel, refuse_other
+from interp.model_adapter import HookedModel, heads_of, refuse_other
 from interp.sites import Site, SiteLike
 from interp.statistics import simultaneous_ratio_interval
 from tasks.errors import InputError
@@ -86,7 +86,7 @@ def ablate_pairs(
     [['L0H0', 'L1H0']]
     """
     refuse_other(model)
-    every_head = [Site(layer, "z", head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
+    every_head = [Site(layer, "z", head) for layer, head in heads_of(model)]
     singles = [as_target(model, site)[0] for site in (every_head if sites is None else sites)]
     if len(set(singles)) < 2 or len(set(singles)) < len(singles):
         raise InputError(f"sites = {[str(site) for site in singles]}: an interaction needs at least 2 different sites")

@@ -20,7 +20,7 @@ from analyses.references import MeanOver, Method, ablation_edits
 from analyses.result import Result, notes_on_intervals
 from analyses.separate_prompts import refuse_same_prompts
 from analyses.sweep import SweepOutcome, sweep
-from interp.model_adapter import HookedModel, outputs, refuse_other
+from interp.model_adapter import HookedModel, heads_of, outputs, refuse_other
 from interp.sites import Site
 from interp.statistics import ratio_interval
 from tasks.errors import InputError
@@ -137,18 +137,21 @@ def prune_heads(
     refuse_other(model)
     if not len(prompts):
         raise InputError("prompts holds 0 prompts: sample some")
-    pruned = _checked_layers(layers, model.cfg.n_layers, model.cfg.n_heads)
+    there = heads_of(model)
+    most = max((sum(of == layer for of, _ in there) for layer in range(model.cfg.n_layers)), default=0)
+    pruned = _checked_layers(layers, model.cfg.n_layers, most)
     judged, whole = Metric.of(metric), list(groups(prompts, None))
     _check_controls(n_random, others or {})
     refuse_same_prompts(importance, prompts, "importance")
     how: dict[str, Any] = {"reference": reference, "over": over, "seed": seed, "batch_size": batch_size}
     assessment = assess_heads(model, importance, method=method, metric=metric, confidence=confidence, **how)
-    rankings = _rankings(assessment, pruned, model.cfg.n_layers, model.cfg.n_heads, n_random, seed)
+    rankings = _rankings(assessment, pruned, sorted({layer for layer, _ in there}), n_random, seed)
     plans = [
         (arm, kept, ranking.pruned(kept))
         for arm, each in rankings.items()
-        for kept in range(1, model.cfg.n_heads)
+        for kept in range(1, most)
         for ranking in each
+        if ranking.pruned(kept)
     ]
     targets = list(dict.fromkeys(target for *_, target in plans))
     edits = ablation_edits(model, prompts, targets, method, **how)
@@ -156,7 +159,7 @@ def prune_heads(
         model, prompts, [{site: edits[site] for site in target} for target in targets], [judged], whole,
         batch_size=batch_size, confidence=confidence, seed=seed,
     )  # fmt: skip
-    arms = _arms(rankings, dict(zip(targets, outcome.differences, strict=True)), outcome.counts, model.cfg.n_heads)
+    arms = _arms(rankings, dict(zip(targets, outcome.differences, strict=True)), outcome.counts, most)
     arms += [_Arm(name, _apart(model, other, prompts, judged, batch_size)) for name, other in (others or {}).items()]
     frame = _frame(arms, outcome, judged, confidence=confidence, seed=seed)
     settings = {
@@ -164,7 +167,7 @@ def prune_heads(
         "over": over if method == "mean" else None,
         "metric": judged.name,
         "layers": list(pruned),
-        "ranking": {f"L{layer}": list(assessment.ranking(layer)) for layer in range(model.cfg.n_layers)},
+        "ranking": {f"L{layer}": list(assessment.ranking(layer)) for layer in sorted({layer for layer, _ in there})},
         "importance_seed": importance.seed,
         "n_importance_prompts": len(importance),
         "reference_seed": (reference or prompts).seed if method != "zero" else None,
@@ -188,15 +191,17 @@ _COLUMNS = [
 
 
 def _rankings(
-    assessment: HeadAssessment, pruned: tuple[int, ...], n_layers: int, n_heads: int, n_random: int, seed: int
+    assessment: HeadAssessment, pruned: tuple[int, ...], with_heads: Sequence[int], n_random: int, seed: int
 ) -> dict[str, list[Ranking]]:
     """One ranking per arm, or several draws of one."""
-    others = [layer for layer in range(n_layers) if layer not in pruned]
+    others = [layer for layer in with_heads if layer not in pruned]
+    pruned = tuple(layer for layer in pruned if layer in with_heads)
     rankings = {BY_IMPORTANCE: [Ranking({layer: assessment.ranking(layer) for layer in pruned})]}
     if n_random:
         rng = np.random.default_rng(seed)
         rankings[AT_RANDOM] = [
-            Ranking({layer: tuple(rng.permutation(n_heads).tolist()) for layer in pruned}) for _ in range(n_random)
+            Ranking({layer: tuple(rng.permutation(sorted(assessment.ranking(layer))).tolist()) for layer in pruned})
+            for _ in range(n_random)
         ]
     if others:
         rankings[OTHER_LAYERS] = [Ranking({layer: assessment.ranking(layer) for layer in others})]

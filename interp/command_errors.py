@@ -1,5 +1,6 @@
 """How a command ends: exit 0, 2 with one line if the input was wrong, 1 with a saved traceback if we were."""
 
+import errno
 import sys
 import tempfile
 import traceback
@@ -29,7 +30,16 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
     except _UsageError as error:
         _say(f"error: {error.format_message()}")  # pyright: ignore[reportAttributeAccessIssue]
         return WRONG_INPUT
+    except MemoryError:
+        _say("error: there is not enough memory for these sizes: make the batch, the context or the model smaller")
+        return WRONG_INPUT
     except Exception as error:  # the last stop before the user
+        if isinstance(error, RuntimeError) and "allocate" in str(error):  # PyTorch's own way to say the same
+            _say("error: there is not enough memory for these sizes: make the batch, the context or the model smaller")
+            return WRONG_INPUT
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            _say(f"error: the name {str(error.filename)[:40]}… is too long for this file system: choose a shorter one")
+            return WRONG_INPUT
         path = save_traceback(error)
         _say(f"internal error: {type(error).__name__}: {error} (this is a bug; the traceback is in {path})")
         return OUR_ERROR

@@ -68,6 +68,17 @@ class FinalNorm(NamedTuple):
     eps: float
 
 
+def heads_of(model: HookedModel) -> list[tuple[int, int]]:
+    """Layer and head of every head that is there (``absent_heads`` of a HookedTransformer are not)."""
+    is_there: Any = getattr(model.cfg, "has_head", None)
+    return [
+        (layer, head)
+        for layer in range(model.cfg.n_layers)
+        for head in range(model.cfg.n_heads)
+        if is_there is None or is_there(layer, head)
+    ]
+
+
 def outputs(model: HookedModel, inputs: Inputs) -> Float[Tensor, "batch pos *d_out"]:
     """The model's outputs, logits in most cases.
 

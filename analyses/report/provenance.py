@@ -4,6 +4,7 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
+from interp.model_adapter import heads_of
 from interp.run import Run
 from tasks.prompts import Prompts, Seed
 
@@ -14,6 +15,9 @@ def facts_of(run: Run, prompts: Prompts) -> tuple[str, ...]:
     """The run in a line."""
     config = run.config
     heads = f"{config.n_layers} layer{_s(config.n_layers)} of {config.n_heads} head{_s(config.n_heads)}"
+    absent = config.n_layers * config.n_heads - len(heads_of(run.model))
+    if absent:
+        heads += f" ({absent} absent)"
     return (
         f"run {run.path.resolve().name}",
         f"{heads}, width {config.d_model}",

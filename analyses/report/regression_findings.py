@@ -1,6 +1,6 @@
 """The sentences a regression report leads with, each computed from numbers and able to say that nothing was found."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,11 @@ def find_risk(
         for relation, names in (("below that of", below), ("above that of", above), ("not told from that of", even))
         if names
     ]
-    return Finding("risk", True, f"The model learned to regress in context: {said}, {'; '.join(parts)}.", numbers)
+    # Better than 0 is not yet regression: an algorithm that fits the context must be matched.
+    learned = (
+        "The model learned to regress in context" if below or even else "The model predicts better than 0, no more"
+    )
+    return Finding("risk", True, f"{learned}: {said}, {'; '.join(parts)}.", numbers)
 
 
 def find_shares(assessment: HeadAssessment) -> Finding:
@@ -75,23 +79,37 @@ def find_shares(assessment: HeadAssessment) -> Finding:
     known = [row for row in rows if row["effective_heads"] == row["effective_heads"]]
     if not known or known[0]["layer"] != 0 or len(known) < 2:
         return Finding("heads", False, "Nothing was found about heads: too few layers suffer from losing one.", numbers)
+    counts = {row["n_heads"] for row in rows}
+    if counts == {1}:
+        return Finding("heads", False, "The model has one head per layer: there is no work to share.", numbers)
     first, later = known[0], known[1:]
     each = [f"layer {row['layer']} {_heads(row)}" for row in known]
-    more = all(first["ci_low"] > row["ci_high"] for row in later)
-    fewer = all(first["ci_high"] < row["ci_low"] for row in later)
-    numbers |= {"first_layer_uses_more": more, "first_layer_uses_fewer": fewer}
-    of = f"of {first['n_heads']} heads, effectively used: {_listed(each)}"
+    alike = len(counts) == 1  # layers that were given other numbers of heads say nothing about learning
+    more = alike and all(first["ci_low"] > row["ci_high"] for row in later)
+    fewer = alike and all(first["ci_high"] < row["ci_low"] for row in later)
+    few = alike and all(row["ci_high"] <= row["n_heads"] / 2 for row in known)
+    numbers |= {"first_layer_uses_more": more, "first_layer_uses_fewer": fewer, "few_everywhere": few}
+    of = f"heads effectively used: {_listed(each)}"
+    if missing := [f"layer {row['layer']}" for row in rows if row not in known]:
+        of += f"; no head of {_listed(missing)} does harm by being lost"
     if more:
         sentence = f"Many heads share the work of the first layer and fewer that of the later ones ({of})."
     elif fewer:
         sentence = f"Fewer heads share the work of the first layer than of the later ones ({of})."
+    elif not alike:
+        sentence = f"Nothing is said of how layers share their work: they have different numbers of heads ({of})."
+    elif few:
+        sentence = f"Few heads do the work of every layer, the first like the later ones ({of})."
     else:
-        sentence = f"Nothing was found about heads: no clear order between the first layer and all later ones ({of})."
-    return Finding("heads", more or fewer, sentence, numbers)
+        sentence = f"Nothing was found about an order of the layers in how many heads share their work ({of})."
+    return Finding("heads", more or fewer or few, sentence, numbers)
 
 
-def find_algorithm(distances: AlgorithmDistances, as_trained: str) -> Finding:
-    """Which algorithm do the model's predictions lie closest to, as trained and off the training distribution?"""
+def find_algorithm(distances: AlgorithmDistances, as_trained: str, *, worse_than_zero: Sequence[str] = ()) -> Finding:
+    """Which algorithm do the model's predictions lie closest to, as trained and off the training distribution?
+
+    ``worse_than_zero`` names the sets of prompts on which the model fails altogether, so that nothing is near it.
+    """
     frame = distances.frame.loc[distances.frame["source"] == "model"]
     closest = frame.loc[frame["closest"]]
     rows = [{str(key): value for key, value in row.items()} for row in closest.to_dict("records")]
@@ -100,24 +118,32 @@ def find_algorithm(distances: AlgorithmDistances, as_trained: str) -> Finding:
     own = next(row for row in rows if row["prompts"] == as_trained)
     others = frame.loc[(frame["prompts"] == as_trained) & ~frame["closest"]]
     clear = bool((others["behind_low"] > 0).all()) and not own["not_told_from"]
-    same = sum(row["algorithm"] == own["algorithm"] for row in rows if row is not own)
+    shifted = [row for row in rows if row is not own]
+    same = sum(row["algorithm"] == own["algorithm"] and row["prompts"] not in worse_than_zero for row in shifted)
     distance = _number(Estimate(own["distance"], own["ci_low"], own["ci_high"]))
-    where = f"; so it is on {same} of {len(rows) - 1} shifted sets of prompts" if len(rows) > 1 else ""
+    where = ""
+    if shifted:
+        where = (
+            f" {own['algorithm'].capitalize()} is the closest on {same} of {len(shifted)} shifted sets of prompts too."
+        )
+    if worse_than_zero:
+        where += f" On {_listed(list(worse_than_zero))} the model does worse than predicting 0."
+    numbers["worse_than_zero"] = list(worse_than_zero)
     if clear:
         sentence = (
-            f"Of the algorithms compared, the model acts most like {own['algorithm']} (distance {distance}){where}."
+            f"Of the algorithms compared, the model acts most like {own['algorithm']} (distance {distance}).{where}"
         )
         return Finding("algorithm", True, sentence, numbers)
     doubt = f", but it is not told from {own['not_told_from']}" if own["not_told_from"] else ", but not clearly"
     sentence = (
         f"Nothing was found about the algorithm: the model's predictions lie closest to {own['algorithm']} "
-        f"(distance {distance}){doubt}{where}."
+        f"(distance {distance}){doubt}.{where}"
     )
     return Finding("algorithm", False, sentence, numbers)
 
 
 def _heads(row: Mapping[str, Any]) -> str:
-    return f"{row['effective_heads']:.1f} [{row['ci_low']:.1f}, {row['ci_high']:.1f}]"
+    return f"{row['effective_heads']:.1f} [{row['ci_low']:.1f}, {row['ci_high']:.1f}] of {row['n_heads']}"
 
 
 def _number(estimate: Estimate) -> str:

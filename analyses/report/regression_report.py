@@ -51,7 +51,7 @@ class RegressionMeasurements:
     """The number of pairs of the sets that differ in nothing else, the training task's own included."""
     gap: GapClosed | None
     assessment: HeadAssessment
-    pruning: PruningResult
+    pruning: PruningResult | str
     probes: ProbeResult
     preprocessing: PreprocessingProbe | str
     coordinates: CoordinateMap | str
@@ -105,17 +105,18 @@ def measure_regression(
         findings=(
             find_risk(model, prompts, {name: own[name] for name in own}, seed=seed),
             find_shares(assessment),
-            find_algorithm(algorithms, AS_TRAINED),
+            find_algorithm(algorithms, AS_TRAINED, worse_than_zero=_worse_than_zero(risks)),
         ),
         risks=risks,
         lengths=lengths,
         gap=gap_closed(model, sets, references, bayes=BAYES, seed=seed) if BAYES in predictors else None,
         assessment=assessment,
-        pruning=prune_heads(model, prompts, importance=ranked_on, metric=METRIC, seed=seed),
+        pruning=_or_why(lambda: prune_heads(model, prompts, importance=ranked_on, metric=METRIC, seed=seed)),
         probes=probe_layers(
             model,
             fitted_on,
-            {"answer": "answer", "preprocessed (r ∘ x)": "preprocessed", "w*": "w_star", "support": "support"}
+            {"answer": "answer", "preprocessed (r ∘ x)": "preprocessed", "w*": "w_star"}
+            | ({"support": "support"} if _varies(fitted_on) and _varies(prompts) else {})
             | {f"descent, {t} steps": GradientDescent(t) for t in _STEPS_PROBED},
             test_prompts=prompts,
             seed=seed,
@@ -169,6 +170,20 @@ def _predictors(task: SparseRegression, prompts: Prompts, tuning: Prompts) -> di
     with suppress(InputError):  # no noise, or too many supports to enumerate
         predictors[BAYES] = BayesSparse(task)
     return {name: Remembering(predictor) for name, predictor in predictors.items()}
+
+
+def _varies(prompts: Prompts) -> bool:
+    """Whether some prompts have each feature in their support and some have not."""
+    share = prompts.latents["support"].double().mean(dim=0)
+    return bool(((share > 0) & (share < 1)).all())
+
+
+def _worse_than_zero(risks: pd.DataFrame) -> tuple[str, ...]:
+    """The sets of prompts on which the model is clearly worse than predicting 0."""
+    rows = risks.loc[risks["metric"] == METRIC]
+    model, zero = (rows.loc[rows["source"] == source].set_index("prompts") for source in ("model", ZERO))
+    worse = model["ci_low"] > zero["ci_high"]
+    return tuple(str(name) for name in worse.index[worse])
 
 
 def _stepwise(own: Mapping[str, Predictor]) -> dict[str, Predictor]:

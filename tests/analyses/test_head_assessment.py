@@ -4,6 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
+from analyses import ablate, ablate_heads, prune_heads
 from analyses.head_assessment import assess_heads, effective_heads, effective_heads_ends, share_ends
 from interp import HookedTransformer, HookedTransformerConfig
 from interp.constructions.regression import preprocess_then_optimize_transformer
@@ -397,3 +398,25 @@ def test_the_ends_are_those_of_the_formula():
     np.testing.assert_allclose(effective_heads_ends(resampled, 50, confidence=0.9), expected)
     expected = np.quantile((positive / T[:, None]).clip(0, 1), [tail, 1 - tail], axis=0)
     np.testing.assert_allclose(share_ends(resampled, 50, confidence=0.9), expected)
+
+
+def test_absent_heads_are_no_heads():
+    model = random_model(absent_heads=("L1H[1-2]",))
+    prompts = prompts_answered_by(model)
+    found = assess_heads(model, prompts)
+    assert found.frame["component"].tolist() == ["L0H0", "L0H1", "L0H2", "L1H0"]
+    assert found.layers["n_heads"].tolist() == [3, 1]
+    assert found.ranking(1) == (0,)
+    found.plot()
+    with pytest.raises(InputError, match="L1H2 is absent from this model"):
+        ablate(model, prompts, ["L1H2"])
+    assert ablate_heads(model, prompts).frame["component"].tolist() == found.frame["component"].tolist()
+
+
+def test_pruning_keeps_and_draws_only_heads_that_are_there():
+    model = random_model(absent_heads=("L1H0",))
+    pruned = prune_heads(model, prompts_answered_by(model), importance=prompts_answered_by(model, seed=1), n_random=3)
+    ranked = pruned.frame.loc[pruned.frame["arm"] == "by importance", "heads"]
+    assert {head for heads in ranked for head in heads.split()} == {"L1H1", "L1H2"}
+    drawn = pruned.frame.loc[(pruned.frame["arm"] == "at random") & (pruned.frame["kept"] == 2), "delta"]
+    assert drawn.tolist() == [0.0]  # both heads of that layer

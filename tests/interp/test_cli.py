@@ -201,6 +201,26 @@ def test_regression_is_trained_pruned_retrained_and_compared(interp, tmp_path):
     assert "excess_risk" in (tmp_path / "both" / "tables" / "performance.csv").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "not enough memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "not enough memory"),
+        (OSError(36, "File name too long", "runs/" + "a" * 300), "too long for this file system"),
+    ],
+)
+def test_sizes_and_names_beyond_the_machine_are_the_users(interp, monkeypatch, tmp_path, error, message):
+    def fail(*_arguments, **_options):
+        raise error
+
+    monkeypatch.setattr("interp.training.train", fail)
+    code, _, said = interp("train", "bigram", *TINY, "--out", "run")
+    assert code == 2
+    assert message in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []  # no traceback is kept of what is no defect
+
+
 def test_an_initial_run_that_does_not_exist_is_refused(interp, tmp_path):
     code, _, error = interp("train", "bigram", *TINY, "--initial", "nowhere", "--out", "run")
     assert code == 2

@@ -1,5 +1,7 @@
 """The sentences of a regression report, on models whose algorithm is known because it was built in."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -54,6 +56,15 @@ def test_preprocessing_uses_all_heads_first_and_one_later(prompts):
     assert [round(row["effective_heads"], 6) for row in found.numbers["layers"][1:]] == [1.0, 1.0]
 
 
+def test_layers_that_were_given_different_numbers_of_heads_are_not_compared(prompts):
+    whole = preprocess_then_optimize_transformer(d=4, n_ctx=13, steps=2, step_size=0.05)
+    pruned = HookedTransformer(replace(whole.cfg, absent_heads=("L1H[1-3]", "L2H[1-3]")))
+    pruned.load_state_dict(whole.state_dict())
+    found = find_shares(assess_heads(pruned, prompts, metric="excess_risk"))
+    assert not found.claims
+    assert "different numbers of heads" in found.sentence
+
+
 def test_a_silent_model_has_no_shares(prompts, descent):
     found = find_shares(assess_heads(HookedTransformer(descent.cfg), prompts, metric="excess_risk"))
     assert not found.claims
@@ -67,7 +78,10 @@ def test_the_algorithm_that_was_built_in_is_named(prompts, descent):
     found = find_algorithm(distances, "as trained")
     assert found.claims
     assert "most like descent" in found.sentence
-    assert "on 1 of 1 shifted sets" in found.sentence
+    assert "closest on 1 of 1 shifted sets" in found.sentence
+    failing = find_algorithm(distances, "as trained", worse_than_zero=["σ = 1"])
+    assert "closest on 0 of 1 shifted sets" in failing.sentence
+    assert "On σ = 1 the model does worse than predicting 0" in failing.sentence
 
 
 def test_two_algorithms_that_cannot_be_told_apart_are_not_claimed(prompts, descent):

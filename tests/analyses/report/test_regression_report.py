@@ -72,15 +72,17 @@ def test_a_model_with_positions_is_not_asked_for_longer_contexts():
 
 
 @pytest.mark.parametrize(
-    ("task", "missing"),
+    ("task", "model", "missing"),
     [
-        (replace(TASK, layout="interleaved", n_context=4, n_queries=1), {"coordinate_map"}),
-        (replace(TASK, noise=0.0), {"gap_closed"}),
+        (replace(TASK, layout="interleaved", n_context=4, n_queries=1), {}, {"coordinate_map"}),
+        (replace(TASK, noise=0.0), {"n_heads": 1}, {"gap_closed", "pruning"}),
+        (replace(TASK, sparsity=4), {"n_layers": 1}, {"pruning"}),
     ],
-    ids=["interleaved", "noiseless"],
+    ids=["interleaved", "noiseless and one head", "dense and one layer"],
 )
-def test_what_does_not_apply_is_left_out_and_said(task, missing, tmp_path):
-    page = write_report(trained(task, tmp_path / "run"), tmp_path / "report", n_prompts=30)
+def test_what_does_not_apply_is_left_out_and_said(task, model, missing, tmp_path):
+    page = write_report(trained(task, tmp_path / "run", **model), tmp_path / "report", n_prompts=30)
     assert {path.stem for path in (page.parent / "tables").iterdir()} == TABLES - missing
     markdown = (page.parent / "report.md").read_text(encoding="utf-8")
     assert ("No map of heads and coordinates" in markdown) == ("coordinate_map" in missing)
+    assert ("No pruning" in markdown) == ("pruning" in missing)
