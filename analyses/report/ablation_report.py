@@ -42,7 +42,9 @@ def write_ablation_report(run: Run, spec: str | Path, out: str | Path) -> Path:
     notes = tuple(f"{one.name}: {note}" for one, result in results for note in result.notes)
     table = TableOf("ablations", "Every ablation", frame, _shown(frame), _settings(wanted), notes)
     metrics = list(frame["metric"].unique())
-    figures = [FigureOf(_figure(frame, metric), f"What each set does to the {words(metric)}.", wide=True) for metric in metrics]
+    figures = [
+        FigureOf(_figure(frame, metric), f"What each set does to the {words(metric)}.", wide=True) for metric in metrics
+    ]
     section = Section("ablations", "Ablations", "What goes with each set", figures=figures, tables=[table])
     settings = settings_of(run, prompts, wanted.seed) | {"ablations": _settings(wanted)}
     title = f"{len(results)} ablation{'s' * (len(results) > 1)} of {run.path.resolve().name}"
