@@ -45,7 +45,8 @@ REGRESSION_METHOD = (
         "either cannot be told apart by it."
     ),
 )
-_PLAIN_TICKS: dict[str, Any] = {"exponentformat": "none", "dtick": "D2"}
+_TICKS = [digit * 10.0**decade for decade in range(-6, 6) for digit in (1, 2, 5)]
+_PLAIN_TICKS: dict[str, Any] = {"tickvals": _TICKS, "ticktext": [f"{tick:g}" for tick in _TICKS]}
 _LINE_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("square-open", "diamond-open", "triangle-up-open", "x-thin-open", "star-open", "cross-open")
 _HEADROOM = 1.5
