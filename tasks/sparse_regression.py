@@ -15,6 +15,8 @@ from tasks.field_checks import check_choice, check_real, check_whole
 from tasks.prompts import Prompts, Seed
 from tasks.regression_layout import Layout, regression_pairs, regression_prompts
 
+LARGEST = 1e15
+"""Of scales and table entries: squares and their sums still fit single precision."""
 # One stream of random numbers per purpose, so that equal seeds never make x and a new w* dependent.
 _SAMPLE, _COUNTERFACTUAL, _FRAME = range(3)
 
@@ -79,6 +81,9 @@ class SparseRegression:
         check_whole("n_context_min", self.n_context_min, 1, self.n_context, optional=True)
         check_real("noise", self.noise, zero_allowed=True)
         check_real("weight_scale", self.weight_scale)
+        for name in ("noise", "weight_scale"):
+            if getattr(self, name) > LARGEST:
+                raise InputError(f"{name} = {getattr(self, name)} leaves single precision: take at most {LARGEST:g}")
         check_choice("weights", self.weights, ("gaussian", "signs"))
         check_choice("layout", self.layout, ("query", "interleaved"))
         if self.n_queries > 1 and self.layout != "query":
@@ -311,6 +316,8 @@ class SparseRegression:
             values = frame[column].to_numpy(float)
             if not np.isfinite(values).all():
                 raise InputError(f"column {column!r} holds NaN or infinity: drop or fill those rows")
+            if np.abs(values).max() > LARGEST:
+                raise InputError(f"column {column!r} holds values beyond {LARGEST:g}: rescale it")
             if np.ptp(values) == 0:
                 raise InputError(f"column {column!r} is constant and cannot be standardised: drop it")
         table = frame.astype(float)

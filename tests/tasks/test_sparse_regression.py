@@ -265,6 +265,7 @@ def test_from_frame_refuses_tables_it_cannot_use():
         (missing, "target", "'bmi' holds NaN"),
         (text, "target", "'sex' is .*not numeric"),
         (DIABETES.rename(columns={"age": "sex"}), "target", "share a name"),
+        (DIABETES.assign(age=DIABETES["age"] * 1e300), "target", "column 'age' holds values beyond 1e"),
     ]:
         with pytest.raises(InputError, match=message):
             task.from_frame(frame, target, 2, seed=0)
@@ -292,6 +293,8 @@ def test_from_frame_draws_the_same_prompts_for_the_same_seed():
         ({"n_context_min": 33}, "n_context_min = 33"),
         ({"noise": -0.1}, "noise = -0.1 .*at least 0"),
         ({"noise": float("nan")}, "noise = nan"),
+        ({"noise": 1e300}, "noise = 1e.300 leaves single precision"),
+        ({"weight_scale": 1e200}, "weight_scale = 1e.200 leaves single precision"),
         ({"weight_scale": 0.0}, "weight_scale = 0.0 .*above 0"),
         ({"covariance": "power"}, "covariance_exponent = None"),
         ({"covariance_exponent": 1.0}, "only there"),
