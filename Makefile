@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 TYPED := --jaxtyping-packages=interp,tasks,analyses,beartype.beartype
+# Files of tests are dealt to two processes: most tests use one core.
+PARALLEL := -n 2 --dist loadfile
 DEMO_OUT ?= demo
 
 .PHONY: demo test test-all check parity bench docs clean
@@ -13,13 +15,13 @@ demo: $(VENV)/runtime
 
 # Refused arguments must reach the project's own messages, so their tests run without run-time type checks.
 test: $(VENV)/dev
-	$(BIN)/python -m pytest $(TYPED) -m "not slow and not refusal"
+	$(BIN)/python -m pytest $(PARALLEL) $(TYPED) -m "not slow and not refusal"
 	$(BIN)/python -m pytest -m "not slow and refusal"
 
 # Everything, in both environments: on the newest TransformerLens, and on the last that has its own HookedTransformer.
 test-all: $(VENV)/dev .venv-parity/ready
 	for python in $(BIN)/python .venv-parity/bin/python; do \
-		$$python -m pytest $(TYPED) -m "not refusal" && $$python -m pytest -m refusal || exit 1; \
+		$$python -m pytest $(PARALLEL) $(TYPED) -m "not refusal" && $$python -m pytest -m refusal || exit 1; \
 	done
 
 check: $(VENV)/dev
