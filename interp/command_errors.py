@@ -30,11 +30,9 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
     except _UsageError as error:
         _say(f"error: {error.format_message()}")  # pyright: ignore[reportAttributeAccessIssue]
         return WRONG_INPUT
-    except MemoryError:
-        _say("error: there is not enough memory for these sizes: make the batch, the context or the model smaller")
-        return WRONG_INPUT
     except Exception as error:  # the last stop before the user
-        if isinstance(error, RuntimeError) and "allocate" in str(error):  # PyTorch's own way to say the same
+        # PyTorch has its own way to say what Python says by MemoryError.
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate" in str(error)):
             _say("error: there is not enough memory for these sizes: make the batch, the context or the model smaller")
             return WRONG_INPUT
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:

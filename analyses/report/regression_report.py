@@ -100,10 +100,10 @@ def measure_regression(
     assessment = assess_heads(model, prompts, metric=METRIC, seed=seed)
     algorithms = measure_algorithm_distances(model, sets, rivals, seed=seed)
     own = tuned[AS_TRAINED]
-    references = {name: of for name, of in predictors.items() if name not in (ZERO,)}
+    references = {name: of for name, of in predictors.items() if name != ZERO}
     return RegressionMeasurements(
         findings=(
-            find_risk(model, prompts, {name: own[name] for name in own}, seed=seed),
+            find_risk(model, prompts, own, seed=seed),
             find_shares(assessment),
             find_algorithm(algorithms, AS_TRAINED, worse_than_zero=_worse_than_zero(risks)),
         ),
