@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,45 +78,81 @@ def train(
 
     Source: Bietti et al. 2023 train on fresh data in the same way [code].
     """
-    model_config, train_config = _resolved(task, config, train_config)
-    readouts = dict(readouts or {})
+    model_config, train_config = resolved_configs(task, config, train_config)
     weights = None if initial is None else initial.state_dict()
-    record = RunRecord.of(task, model_config, train_config, tuple(readouts), weights)
-    folder = Path(out)
-    trainee = Trainee.untrained(model_config, train_config, weights)
-    eval_prompts = task.sample(train_config.eval_prompts, seed=train_config.eval_seed).to(train_config.device)
-    figures = _measured(trainee.model, eval_prompts, train_config, readouts)  # before anything is written
-    record.claim(folder, task.files())
-
-    steps = checkpoint_steps(folder)
-    rows: list[Row] = []
-    if steps and steps[-1] >= train_config.steps:
-        return Run.load(folder, task=task)
-    if steps:
-        trainee.restore(folder, steps[-1])
-        rows = [row for row in read_rows(folder) if row["step"] <= trainee.step]  # a crash undid the later ones
-    else:
-        rows.append(trainee.history_row() | figures)
-        write_history(folder, rows)
-        trainee.save(folder)
-
+    run = RunInProgress.prepared(task, model_config, train_config, readouts, weights)
+    run.enter(Path(out), task)
+    trainee = run.trainee
     with deferred_interrupt() as interrupted, training_progress(train_config.steps, trainee.step, progress) as show:
         while trainee.step < train_config.steps:
             step = trainee.take_step(task)
-            row = None
-            if train_config.logs_at(step):
-                trainee.refuse_divergence(folder)
-                row = trainee.history_row() | _measured(trainee.model, eval_prompts, train_config, readouts)
-                rows.append(row)
-                write_history(folder, rows)
-                trainee.start_new_average()
-            if train_config.saves_at(step) or interrupted.is_set():
-                trainee.refuse_divergence(folder)
-                trainee.save(folder)
+            row = run.write_down(save=interrupted.is_set())
             show(step, row)
             if interrupted.is_set() and step < train_config.steps:
                 raise KeyboardInterrupt(f"stopped after step {step} of {train_config.steps}: the same call continues")
-    return Run.load(folder, task=task)
+    return Run.load(run.folder, task=task)
+
+
+@dataclass
+class RunInProgress:
+    """A model in training with the folder that its history and checkpoints go to."""
+
+    record: RunRecord
+    trainee: "Trainee"
+    eval_prompts: Prompts
+    readouts: Mapping[str, Readout]
+    figures: dict[str, float]
+    """Measured on the initial weights, before anything is written."""
+    folder: Path = Path()
+    rows: list[Row] = field(default_factory=list)
+
+    @classmethod
+    def prepared(
+        cls,
+        task: Task,
+        model_config: HookedTransformerConfig,
+        train_config: TrainConfig,
+        readouts: Mapping[str, Readout] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> "RunInProgress":
+        """Ready to start from the initial weights, nothing yet on disk; configs are complete."""
+        readouts = dict(readouts or {})
+        record = RunRecord.of(task, model_config, train_config, tuple(readouts), weights)
+        trainee = Trainee.untrained(model_config, train_config, weights)
+        eval_prompts = task.sample(train_config.eval_prompts, seed=train_config.eval_seed).to(train_config.device)
+        figures = _measured(trainee.model, eval_prompts, train_config, readouts)
+        return cls(record, trainee, eval_prompts, readouts, figures)
+
+    def enter(self, folder: Path, task: Task, step: int | None = None) -> None:
+        """Take up the folder: go on from its checkpoint of ``step`` (None: the last), or begin there."""
+        self.record.claim(folder, task.files())
+        self.folder = folder
+        trainee = self.trainee
+        steps = checkpoint_steps(folder)
+        if steps and steps[-1] >= trainee.config.steps:
+            trainee.step = steps[-1]  # complete: there is nothing to go on with
+        elif steps:
+            trainee.restore(folder, steps[-1] if step is None else step)
+            rows = read_rows(folder)
+            self.rows = [row for row in rows if row["step"] <= trainee.step]  # a crash undid the later ones
+        else:
+            self.rows.append(trainee.history_row() | self.figures)
+            write_history(folder, self.rows)
+            trainee.save(folder)
+
+    def write_down(self, save: bool = False) -> Row | None:
+        """Log and save the step just taken where the config says so (``save``: save it anyway); its row, if logged."""
+        trainee, step, row = self.trainee, self.trainee.step, None
+        if trainee.config.logs_at(step):
+            trainee.refuse_divergence(self.folder)
+            row = trainee.history_row() | _measured(trainee.model, self.eval_prompts, trainee.config, self.readouts)
+            self.rows.append(row)
+            write_history(self.folder, self.rows)
+            trainee.start_new_average()
+        if save or trainee.config.saves_at(step):
+            trainee.refuse_divergence(self.folder)
+            trainee.save(self.folder)
+        return row
 
 
 @dataclass
@@ -173,8 +209,7 @@ class Trainee:
     def take_step(self, task: Task) -> int:
         """One update of the weights; returns its number, from 1."""
         step = self.step + 1
-        prompts = task.at_step(step).sample(self.config.batch_size, seed=(self.config.train_seed, step))
-        prompts = prompts.to(self.config.device)
+        prompts = self.next_prompts(task)
         for name, last in self.thaw_after.items():
             # Without a gradient the optimiser passes a parameter over: no momentum, no weight decay.
             self.model.get_parameter(name).requires_grad_(step > last)
@@ -189,14 +224,23 @@ class Trainee:
         if self.config.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
-
-        self.loss_sum = self.loss_sum + loss_sum.detach()
-        self.n_scored = self.n_scored + n_scored
-        newly_diverged = (self.diverged_at == 0) & ~loss.detach().isfinite()
-        self.diverged_at = self.diverged_at.masked_fill(newly_diverged, step)
-        self.step = step
-        self.tokens += prompts.targets.numel()
+        self.count_step(loss_sum.detach(), n_scored, prompts.targets.numel())
         return step
+
+    def next_prompts(self, task: Task) -> Prompts:
+        """What the next step learns from."""
+        step = self.step + 1
+        prompts = task.at_step(step).sample(self.config.batch_size, seed=(self.config.train_seed, step))
+        return prompts.to(self.config.device)
+
+    def count_step(self, loss_sum: Float[Tensor, ""], n_scored: Int[Tensor, ""], tokens: int) -> None:
+        """Note that a step was taken, and the loss of its batch."""
+        self.step += 1
+        self.tokens += tokens
+        self.loss_sum = self.loss_sum + loss_sum
+        self.n_scored = self.n_scored + n_scored
+        newly_diverged = (self.diverged_at == 0) & ~loss_sum.isfinite()
+        self.diverged_at = self.diverged_at.masked_fill(newly_diverged, self.step)
 
     def history_row(self) -> dict[str, Any]:
         """Where training stands, for the history."""
@@ -273,7 +317,7 @@ class Trainee:
         return self.seconds + time.perf_counter() - self.since
 
 
-def _resolved(
+def resolved_configs(
     task: Task, config: str | HookedTransformerConfig, train_config: TrainConfig | None
 ) -> tuple[HookedTransformerConfig, TrainConfig]:
     """The two configs in full, checked against each other, the task and the machine."""
