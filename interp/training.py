@@ -86,7 +86,8 @@ def train(
     with deferred_interrupt() as interrupted, training_progress(train_config.steps, trainee.step, progress) as show:
         while trainee.step < train_config.steps:
             step = trainee.take_step(task)
-            row = run.write_down(save=interrupted.is_set())
+            row = run.log_step()
+            run.save_step(asked=interrupted.is_set())
             show(step, row)
             if interrupted.is_set() and step < train_config.steps:
                 raise KeyboardInterrupt(f"stopped after step {step} of {train_config.steps}: the same call continues")
@@ -140,19 +141,24 @@ class RunInProgress:
             write_history(folder, self.rows)
             trainee.save(folder)
 
-    def write_down(self, save: bool = False) -> Row | None:
-        """Log and save the step just taken where the config says so (``save``: save it anyway); its row, if logged."""
-        trainee, step, row = self.trainee, self.trainee.step, None
-        if trainee.config.logs_at(step):
-            trainee.refuse_divergence(self.folder)
-            row = trainee.history_row() | _measured(trainee.model, self.eval_prompts, trainee.config, self.readouts)
-            self.rows.append(row)
-            write_history(self.folder, self.rows)
-            trainee.start_new_average()
-        if save or trainee.config.saves_at(step):
+    def log_step(self) -> Row | None:
+        """Add a row to the history where the config has one for the step just taken."""
+        trainee = self.trainee
+        if not trainee.config.logs_at(trainee.step):
+            return None
+        trainee.refuse_divergence(self.folder)
+        row = trainee.history_row() | _measured(trainee.model, self.eval_prompts, trainee.config, self.readouts)
+        self.rows.append(row)
+        write_history(self.folder, self.rows)
+        trainee.start_new_average()
+        return row
+
+    def save_step(self, asked: bool = False) -> None:
+        """Write a checkpoint where the config has one of the step just taken, or where it is asked for."""
+        trainee = self.trainee
+        if asked or trainee.config.saves_at(trainee.step):
             trainee.refuse_divergence(self.folder)
             trainee.save(self.folder)
-        return row
 
 
 @dataclass
