@@ -131,6 +131,15 @@ class Attention(nn.Module):
         key_input: Float[Tensor, "batch pos *key_heads d_model"],
         value_input: Float[Tensor, "batch pos *value_heads d_model"],
     ) -> Float[Tensor, "batch pos d_model"]:
+        return self.written(self.mixed(query_input, key_input, value_input))
+
+    def mixed(
+        self,
+        query_input: Float[Tensor, "batch pos *query_heads d_model"],
+        key_input: Float[Tensor, "batch pos *key_heads d_model"],
+        value_input: Float[Tensor, "batch pos *value_heads d_model"],
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        """z: the values that each head has mixed by its pattern."""
         if query_input is key_input is value_input and self._project_alike():
             q, k, v = self._projected_together(query_input)
         else:
@@ -142,7 +151,10 @@ class Attention(nn.Module):
             z = self._written_out(q, k, v)
         else:
             z = self._fused(q, k, v)
-        z = shown(self.hook_z, z if self.present is None else z * self.present)
+        return shown(self.hook_z, z if self.present is None else z * self.present)
+
+    def written(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
+        """What all heads together add to the residual stream."""
         if watched(self.hook_result):
             out = self.hook_result(torch.einsum("bphd,hdm->bphm", z, self.W_O)).sum(dim=2)
             return out if self.b_O is None else out + self.b_O
@@ -307,8 +319,13 @@ class Block(nn.Module):
 
     def forward(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         resid_pre = shown(self.hook_resid_pre, resid)
-        attn_out = shown(self.hook_attn_out, self.attn(*self._attention_inputs(resid_pre)))
-        resid_mid = resid_pre + attn_out
+        return self.after_attention(resid_pre, self.attn(*self.attention_inputs(resid_pre)))
+
+    def after_attention(
+        self, resid_pre: Float[Tensor, "batch pos d_model"], attn_out: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream behind the layer, given what its attention adds."""
+        resid_mid = resid_pre + shown(self.hook_attn_out, attn_out)
         if not self.has_mlp:
             return shown(self.hook_resid_post, resid_mid)
         if self.cfg.parallel_attn_mlp:
@@ -320,7 +337,7 @@ class Block(nn.Module):
         mlp_out = shown(self.hook_mlp_out, self.mlp(self.ln2(mlp_in)))
         return shown(self.hook_resid_post, resid_mid + mlp_out)
 
-    def _attention_inputs(self, resid_pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def attention_inputs(self, resid_pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The inputs of queries, keys and values; a watched one gets an own copy of the residual for every head."""
         normalized = self.ln1(resid_pre)
 
