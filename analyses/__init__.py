@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from analyses.memory import memory_recall
     from analyses.memory_heads import circuit_recall
     from analyses.memory_readouts import recall_readouts
+    from analyses.papers.reproduction import reproduce
     from analyses.path_patching import patch_paths
     from analyses.preprocessing_probe import probe_preprocessing
     from analyses.probes import probe_layers
@@ -56,6 +57,7 @@ _HOMES = {
     "probe_preprocessing": "preprocessing_probe",
     "prune_heads": "pruning",
     "recall_readouts": "memory_readouts",
+    "reproduce": "papers.reproduction",
     "score_attention_patterns": "attention_patterns",
     "write_ablation_report": "report.ablation_report",
     "write_comparison": "report.comparison_report",
@@ -88,6 +90,7 @@ __all__ = [
     "probe_preprocessing",
     "prune_heads",
     "recall_readouts",
+    "reproduce",
     "score_attention_patterns",
     "write_ablation_report",
     "write_comparison",

@@ -135,6 +135,24 @@ def ablate(
     typer.echo(f"report: {write_ablation_report(loaded, spec, out or loaded.path / spec.stem)}")
 
 
+@app.command()
+def reproduce(
+    paper: Annotated[str, typer.Argument(help="bietti2023.")],
+    out: Annotated[Path, typer.Option("--out", help="A folder; the same command continues what it holds.")],
+    scale: Annotated[str, typer.Option(help="quick (minutes on two cores) or full (hours).")] = "quick",
+    workers: Annotated[int | None, typer.Option(help="Processes; by default as many as there are cores.")] = None,
+) -> None:
+    """Measure every claim of a paper: results.json, tables, figures, and a page with a verdict on each."""
+    from analyses import reproduce as reproduced
+
+    try:
+        page = reproduced(paper, scale=scale, out=out, workers=workers)  # pyright: ignore[reportArgumentType]
+    except KeyboardInterrupt:
+        typer.echo("stopped: the same command continues", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    typer.echo(f"report: {page}")
+
+
 def _train(
     task_name: str,
     preset_name: str | None,

@@ -64,6 +64,8 @@ class Section:
     short: str
     heading: str
     text: Sequence[str] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Short statements under a word each, before the text."""
     figures: Sequence[FigureOf] = ()
     patterns: Sequence[PatternsOf] = ()
     prompts: Sequence[Sequence[Guess]] = ()

@@ -39,12 +39,19 @@ class Finding:
         claims: False if the sentence says that nothing was found.
         sentence: for a reader, with intervals.
         numbers: the same for a program.
+        label: what stands over the sentence.
     """
 
     key: str
     claims: bool
     sentence: str
     numbers: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+
+    @property
+    def shown_label(self) -> str:
+        """The label, or whether anything was found."""
+        return self.label or ("found" if self.claims else "nothing found")
 
 
 def find_copying(skill: Skill) -> Finding:

@@ -31,7 +31,7 @@ def write_folder(folder: Path, report: Report) -> None:
     Raises:
         InputError: the place is taken, or cannot be written.
     """
-    files = _files_of(report)
+    files = files_of(report)
     beside = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.unfinished")
     try:
         beside.mkdir(parents=True)
@@ -48,7 +48,8 @@ def write_folder(folder: Path, report: Report) -> None:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _files_of(report: Report) -> dict[str, bytes]:
+def files_of(report: Report) -> dict[str, bytes]:
+    """Every file of a report, by its path in the folder."""
     tables = report.tables
     names = [table.name for table in tables]
     assert len(set(names)) == len(names), f"two tables share a name: {names}"

@@ -12,9 +12,12 @@ _ROWS = 40
 def markdown_of(report: Report) -> str:
     """Findings, then every section with its captions and tables (long ones cut, whole in their CSV)."""
     lines = [f"# {_escaped(report.title)}", "", _escaped(" · ".join(report.facts)), ""]
-    lines += [f"{number}. {_escaped(finding.sentence)}" for number, finding in enumerate(report.findings, start=1)]
+    for number, finding in enumerate(report.findings, start=1):
+        label = f"**{_escaped(finding.label)}.** " if finding.label else ""
+        lines.append(f"{number}. {label}{_escaped(finding.sentence)}")
     for section in report.sections:
         lines += ["", f"## {_escaped(section.heading)}", ""]
+        lines += [f"**{_escaped(word)}:** {_escaped(fact)}\n" for word, fact in section.facts.items()]
         lines += [_escaped(paragraph) + "\n" for paragraph in section.text if not section.prompts]
         lines += [f"- {_escaped(one.caption)}" for one in section.figures]
         for tokens in section.prompts:

@@ -1,0 +1,140 @@
+"""What all claims share: the task, the simplified model, its training, and how large the two scales are."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analyses.memory_readouts import recall_readouts
+from analyses.papers.claims import Scale
+from analyses.papers.jobs import Arm, Training
+from interp.presets import preset
+from interp.train_config import TrainConfig
+from interp.training import Readout
+from tasks import BigramICL
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The numbers of one scale. All are [ours] but for d_model, which is within the paper's 64 to 256 [code]."""
+
+    n_seeds: int
+    d_model: int
+    seq_len: int
+    batch_size: int
+    steps: int
+    log_every: int
+    eval_prompts: int
+    test_prompts: int
+
+    @property
+    def half(self) -> int:
+        """Until when parameters are held still in the studies of order."""
+        return self.steps // 2
+
+
+SETTINGS: Mapping[Scale, Setting] = {
+    "quick": Setting(
+        n_seeds=5,
+        d_model=128,
+        seq_len=64,
+        batch_size=64,
+        steps=240,
+        log_every=10,
+        eval_prompts=128,
+        test_prompts=1024,
+    ),
+    "full": Setting(
+        n_seeds=10,
+        d_model=128,
+        seq_len=256,
+        batch_size=64,
+        steps=600,
+        log_every=20,
+        eval_prompts=256,
+        test_prompts=2048,
+    ),
+}
+
+TEST_SEED = 2**31
+"""Test prompts are drawn with (TEST_SEED, seed): no training or evaluation has such a seed."""
+
+ONE_LAYER: Mapping[str, Any] = {
+    "n_layers": 1,
+    # The one layer's W_O is what a second layer's would be: trained.
+    "frozen": ("embed.W_E", "pos_embed.W_pos", "unembed.W_U", "blocks.*.attn.W_V"),
+}
+
+
+def arm(
+    label: str,
+    scale: Scale,
+    *,
+    task: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    base: str = "bietti-simplified",
+    again: bool = False,
+) -> Arm:
+    """One setting of the simplified model for every seed: the preset, with what is given laid over it.
+
+    ``again``: other seeds than the usual ones, for controls that compare a setting with itself.
+    """
+    setting = SETTINGS[scale]
+    chosen = BigramICL(**{"seq_len": setting.seq_len, **(task or {})})
+    config, from_preset = preset(base, chosen, {"d_model": setting.d_model, **(model or {})})
+    first = setting.n_seeds if again else 0
+    fields: dict[str, Any] = {
+        "steps": setting.steps,
+        "batch_size": setting.batch_size,
+        "log_every": setting.log_every,
+        "checkpoint_every": None,
+        "eval_prompts": setting.eval_prompts,
+        **(training or {}),
+    }
+    return tuple(
+        Training(
+            label=label,
+            seed=seed,
+            task=chosen,
+            model=config,
+            train_config=TrainConfig.from_seed(seed, **fields).over(from_preset),
+            readouts=readouts if config.n_layers == 2 else None,
+        )
+        for seed in range(first, first + setting.n_seeds)
+    )
+
+
+def two_layers(scale: Scale, *, again: bool = False) -> Arm:
+    """The paper's simplified model on fixed frequent triggers with uniform outputs: what the others are compared to."""
+    return arm("two layers", scale, again=again)
+
+
+def untrained(scale: Scale, **how: Any) -> Arm:
+    """The same models without training: the rate is too low to move anything a readout can see."""
+    return arm("untrained", scale, **how, training={"lr": 1e-12, "steps": 2, "log_every": 1})
+
+
+def readouts(task: BigramICL) -> dict[str, Readout]:
+    """What the history holds beside loss and accuracy."""
+    return {**recall_readouts(task)}
+
+
+def about(scale: Scale) -> Sequence[str]:
+    """The setting in words."""
+    one = SETTINGS[scale]
+    return (
+        (
+            "Sequences come from a character bigram model in which five trigger tokens have, in each prompt, "
+            "a successor drawn anew: after a trigger's first occurrence only the prompt itself tells what "
+            "follows. Unless a claim says otherwise the triggers are the five most frequent characters, their "
+            "outputs are uniform and never the trigger itself, and the loss is taken where a trigger occurs "
+            "for the second time or later."
+        ),
+        (
+            "The model is the paper's simplified one [code]: two attention layers of one head, width "
+            f"{one.d_model}, no normalisation and no biases, {one.seq_len} positions; embeddings, unembedding, "
+            "both W_V and the first W_O are random and frozen, W_Q is the identity, and both W_K and the "
+            f"second W_O are trained by SGD with momentum 0.9 and rate 0.2 [code] for {one.steps} steps of "
+            f"{one.batch_size} fresh prompts [ours]. Every number rests on {one.n_seeds} seeds."
+        ),
+    )

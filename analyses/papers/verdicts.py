@@ -1,0 +1,124 @@
+"""Does a claim hold? A verdict is a function of an interval over seeds and of a criterion written down beforehand."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+from interp.statistics import seed_interval
+from tasks.errors import InputError
+
+Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
+
+CONFIDENCE = 0.95
+_MOST_SEEDS = 10_000  # more than anyone would train
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What must be so for the claim to hold, decided before anything is run.
+
+    Attributes:
+        name: short name of the statistic, one value of which belongs to each seed.
+        statistic: what it is, in words, with its unit.
+        threshold: the margin, in the statistic's unit.
+        side: on which side of the threshold the claim lies.
+        source: where the margin comes from: a tag of the paper, or [ours] where it says nothing.
+    """
+
+    name: str
+    statistic: str
+    threshold: float
+    side: Literal["above", "below"] = "above"
+    source: str = "[ours]"
+
+    @property
+    def text(self) -> str:
+        """The criterion as a sentence.
+
+        >>> Criterion("gain", "accuracy gained", 0.2).text
+        'accuracy gained is above 0.2 [ours]'
+        """
+        return f"{self.statistic} is {self.side} {self.threshold:g} {self.source}"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One criterion, its values by seed, their mean with Student's t interval, and the verdict."""
+
+    criterion: Criterion
+    values: tuple[float, ...]
+    value: float
+    ci_low: float
+    ci_high: float
+    verdict: Verdict
+    seeds_to_settle: int | None
+    """Where inconclusive: how many seeds of this mean and spread would end it; None if no number here would."""
+
+
+def judge(criterion: Criterion, values: Sequence[float], *, confidence: float = CONFIDENCE) -> Judgement:
+    """The verdict on one criterion from one value per seed.
+
+    Reproduced if the whole interval lies on the claimed side of the threshold, not reproduced if none of it does
+    (an interval that ends on the threshold itself is not on the claimed side), and inconclusive otherwise.
+
+    Raises:
+        InputError: fewer than 5 seeds, or a value that is not finite.
+
+    >>> judge(Criterion("gain", "accuracy gained", 0.2), [0.5, 0.6, 0.5, 0.6, 0.5]).verdict
+    'reproduced'
+    """
+    try:
+        interval = seed_interval(np.asarray(values, dtype=float), confidence=confidence)
+    except InputError as error:
+        raise InputError(f"{criterion.name}: {error}") from None
+    value, low, high = float(interval.estimate), float(interval.low), float(interval.high)
+    above = criterion.side == "above"
+    if low > criterion.threshold if above else high < criterion.threshold:
+        verdict: Verdict = "reproduced"
+    elif high <= criterion.threshold if above else low >= criterion.threshold:
+        verdict = "not reproduced"
+    else:
+        verdict = "inconclusive"
+    needed = _seeds_to_settle(values, criterion.threshold, confidence) if verdict == "inconclusive" else None
+    return Judgement(criterion, tuple(float(one) for one in values), value, low, high, verdict, needed)
+
+
+def judge_all(criteria: Sequence[Criterion], values: Mapping[str, Sequence[float]]) -> tuple[Judgement, ...]:
+    """Every criterion of a claim on its own values.
+
+    Raises:
+        InputError: as for ``judge``, or values that belong to no criterion, or a criterion without values.
+    """
+    names = [criterion.name for criterion in criteria]
+    if sorted(names) != sorted(values):
+        raise InputError(f"values of {', '.join(values)} were given for the criteria {', '.join(names)}: give the same")
+    return tuple(judge(criterion, values[criterion.name]) for criterion in criteria)
+
+
+def deciding(judgements: Sequence[Judgement]) -> Judgement:
+    """The judgement that decides a claim whose criteria must all hold.
+
+    The claim is reproduced if every criterion is, not reproduced if one is not, and inconclusive otherwise; the one
+    returned is the first that makes it so. All being needed, each interval keeps its own confidence: a false claim
+    passes only if its false criterion does.
+
+    >>> low, high = (judge(Criterion("c", "c", 1.0), [x, x, x, x, x]) for x in (0.0, 2.0))
+    >>> deciding([high, low]).value
+    0.0
+    """
+    for verdict in ("not reproduced", "inconclusive", "reproduced"):
+        for one in judgements:
+            if one.verdict == verdict:
+                return one
+    raise InputError("a claim without criteria cannot be judged: write at least one down")
+
+
+def _seeds_to_settle(values: Sequence[float], threshold: float, confidence: float) -> int | None:
+    """The least n for which t_{n−1} · sd / √n is smaller than the distance of the mean from the threshold."""
+    distance, spread = abs(float(np.mean(values)) - threshold), float(np.std(values, ddof=1))
+    n = np.arange(5, _MOST_SEEDS + 1)
+    enough = stats.t.ppf((1 + confidence) / 2, n - 1) * spread / np.sqrt(n) < distance
+    return int(n[enough][0]) if enough.any() else None
