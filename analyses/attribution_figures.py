@@ -21,11 +21,10 @@ def scatter_of_methods(
     if shared.empty:
         raise InputError("the two results have no component in common: attribute the same model's heads in both")
     x, y = (shared.merge(frame, on=list(keys), how="left") for frame in (across, up))
-    n_heads = int(x["head"].fillna(0).max()) + 1
     places = [
         tuple(None if pd.isna(each) else int(each) for each in row) for row in zip(x["layer"], x["head"], strict=True)
     ]
-    colours = [MUTED if layer is None else component_colour(layer, head, n_heads) for layer, head in places]
+    colours = [MUTED if layer is None else component_colour(layer, head) for layer, head in places]
     points = go.Scatter(
         x=x["attribution"].to_numpy(dtype=float),
         y=y["attribution"].to_numpy(dtype=float),

@@ -18,8 +18,12 @@ INK, INK_ON_DARK = "#30363d", "#d5dae1"
 """Text, whiskers and whatever is no head. A page that turns dark replaces one by the other."""
 MUTED = "#868e98"
 """Reference marks; readable on white and on black alike."""
-# Okabe and Ito's palette, told apart with any kind of colour vision; black is left to axes and text.
-_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+# Okabe and Ito's palette, told apart with any kind of colour vision, and a wine red in the place of its black, which is
+# left to axes and text.
+_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#882255")
+_SHADES = (0.0, -0.3, 0.45, -0.5)
+"""How far a colour goes towards white, or (below 0) black, when the palette's hues are used up."""
+_HUES_PER_LAYER = 4
 _GRID, _GRID_ON_DARK = "#e6e8eb", "#2c323a"
 _SYMBOLS = ("circle", "square-open", "diamond-open", "triangle-up-open", "x-thin-open", "star-open")
 _DASHES = ("solid", "dash", "dot", "dashdot")
@@ -30,13 +34,25 @@ _MOST_PANELS = 3
 _BAR_WIDTH = 0.4
 
 
-def component_colour(layer: int, head: int | None, n_heads: int = 1) -> str:
-    """The colour of a head (or, without one, of a layer's other parts) in every figure.
+def component_colour(layer: int, head: int | None) -> str:
+    """The colour of a head (or, without one, of a layer's other parts) in every figure, whatever model it is of.
 
-    >>> component_colour(0, 0), component_colour(1, 0)
-    ('#0072B2', '#D55E00')
+    No two heads of a model share one, up to 8 layers of 4 heads or 3 layers of 8.
+
+    >>> component_colour(0, 0), component_colour(1, 0), component_colour(1, None) == MUTED
+    ('#0072b2', '#e69f00', True)
     """
-    return MUTED if head is None else _PALETTE[(layer * n_heads + head) % len(_PALETTE)]
+    if head is None:
+        return MUTED
+    place = _HUES_PER_LAYER * layer + head
+    shade = place // len(_PALETTE) + head // _HUES_PER_LAYER
+    return _shaded(_PALETTE[place % len(_PALETTE)], _SHADES[shade % len(_SHADES)])
+
+
+def _shaded(colour: str, towards_white: float) -> str:
+    end = 255 if towards_white > 0 else 0
+    parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(part + abs(towards_white) * (end - part)):02x}" for part in parts)
 
 
 def look(*, dark: bool = False) -> go.layout.Template:
@@ -103,13 +119,11 @@ def effect_figure(frame: pd.DataFrame, *, value: str, title: str, by: str | None
 
 def component_bars(frame: pd.DataFrame, *, value: str, category: str) -> list[go.Bar]:
     """One series of bars per component in its colour: a bar for each value of ``category``."""
-    heads = frame["head"].dropna().to_numpy(dtype=int)
-    n_heads = int(heads.max()) + 1 if len(heads) else 1
     bars = []
     for component, rows in frame.groupby("component", sort=False):
         first = rows.iloc[0].to_dict()
         layer, head = (None if pd.isna(first[key]) else int(first[key]) for key in ("layer", "head"))
-        colour = MUTED if layer is None else component_colour(layer, head, n_heads)
+        colour = MUTED if layer is None else component_colour(layer, head)
         bar = go.Bar(
             x=[words(one) for one in rows[category]],
             y=rows[value].to_numpy(dtype=float),

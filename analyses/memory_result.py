@@ -45,10 +45,9 @@ class MemoryRecallResult(Result):
     def plot(self) -> go.Figure:
         """Recall of each memory beside its chance level."""
         rows = self.frame.loc[self.frame["recall"].notna()].to_dict("records")
-        n_heads = 1 + max((int(row["head"]) for row in rows), default=0)
         places = [row["component"] + (f" ← {row['writer']}" if isinstance(row["writer"], str) else "") for row in rows]
         labels = [f"{row['memory']}<br>{place}<br>{row['index_set']}" for row, place in zip(rows, places, strict=True)]
-        colours = [component_colour(int(row["layer"]), int(row["head"]), n_heads) for row in rows]
+        colours = [component_colour(int(row["layer"]), int(row["head"])) for row in rows]
         figure = go.Figure(go.Bar(x=labels, y=[row["recall"] for row in rows], marker_color=colours, name="recall"))
         figure.add_trace(
             go.Scatter(

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.figures import INK, MUTED, component_bars, component_colour, curves, look, plain, source_points
+from analyses.figures import INK, MUTED, component_bars, component_colour, curves, look, plain, source_points, whiskers
 from analyses.report.bigram_report import IN_CONTEXT, SEGMENT, BigramMeasurements
 from analyses.report.contents import FigureOf, Section, TableOf
 from analyses.report.findings import Finding
@@ -48,7 +48,7 @@ def bigram_sections(measured: BigramMeasurements, model: HookedTransformer, hist
         _heads(measured, heads),
         _attention(measured, model, heads),
         _memories(measured, memories),
-        _training(history, model),
+        _training(history),
         Section(
             "prompts",
             "Prompts",
@@ -118,10 +118,13 @@ def _heads(measured: BigramMeasurements, finding: Finding) -> Section:
     figures = []
     if rows:
         figures.append(FigureOf(_lost(rows), _lost_caption(rows)))
-    for result, how in ((measured.zero, "replaced by zeros"), (measured.mean, "replaced by its mean")):
-        frame = result.frame.loc[result.frame["metric"] == "loss"]
-        figure = _bars(frame, "delta", SEGMENT, "rise of the loss (nats)")
-        figures.append(FigureOf(figure, f"What the loss gains when a head's output is {how}, by kind of position."))
+    zeroed = measured.zero.frame.loc[measured.zero.frame["metric"] == "loss"]
+    by_kind = _bars(zeroed, "delta", SEGMENT, "rise of the loss (nats)")
+    figures.append(
+        FigureOf(by_kind, "What the loss gains when a head's output is replaced by zeros, by kind of position.")
+    )
+    caption = "The same in context, where the head's output is replaced by zeros (filled) and by its mean (hatched)."
+    figures.append(FigureOf(_zero_beside_mean(measured), caption))
     in_context = measured.attribution.frame.loc[measured.attribution.frame[SEGMENT] == IN_CONTEXT]
     attribution = _bars(in_context, "attribution", "component", "logits for the answer").update_layout(showlegend=False)
     caption = "What each part writes directly for the right answer and against a wrong one, in context, in logits."
@@ -150,8 +153,12 @@ _ENDS = (("", "value"), ("_ci_low", "ci_low"), ("_ci_high", "ci_high"))
 
 def _attention(measured: BigramMeasurements, model: HookedTransformer, finding: Finding) -> Section:
     roles = {one["head"]: one["role"] for one in finding.numbers["heads"] if one["role"]}
-    known = [f"{head} is {_article(role)}" for head, role in roles.items()]
-    heading = _listed(known) if known else "No head attends along a known relation most of the time"
+    known = [
+        f"{_listed(heads)} {f'are {role}s' if len(heads) > 1 else f'is {_article(role)}'}"
+        for role in dict.fromkeys(roles.values())
+        if (heads := sorted(head for head, its_role in roles.items() if its_role == role))
+    ]
+    heading = "; ".join(known) if known else "No head attends along a known relation most of the time"
     figure = _bars(measured.attention.frame, "score", "metric", "attention paid (share)")
     _mark_even_attention(figure, measured.attention.frame)
     heads = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
@@ -232,9 +239,8 @@ def _memories(measured: BigramMeasurements, finding: Finding) -> Section:
 def _recalls(frame: pd.DataFrame) -> tuple[go.Figure, int]:
     """A bar for every recall in the colour of its head, with a mark at chance; and how many there are."""
     rows = frame.loc[frame["recall"].notna()].to_dict("records")
-    n_heads = 1 + max((int(row["head"]) for row in rows), default=0)
     places = [f"{row['memory']}, {row['component']}<br>{plain(row['index_set'].split(', ')[-1])}" for row in rows]
-    colours = [component_colour(int(row["layer"]), int(row["head"]), n_heads) for row in rows]
+    colours = [component_colour(int(row["layer"]), int(row["head"])) for row in rows]
     recalls = [row["recall"] for row in rows]
     bars = go.Bar(y=places, x=recalls, orientation="h", marker={"color": colours}, width=0.5)
     mark = {"symbol": "line-ns", "size": 26, "line": {"width": 2, "color": INK}}
@@ -244,7 +250,7 @@ def _recalls(frame: pd.DataFrame) -> tuple[go.Figure, int]:
     return figure.update_xaxes(title_text="recall (share)", range=[0, 1.03]), len(rows)
 
 
-def _training(history: pd.DataFrame, model: HookedTransformer) -> Section:
+def _training(history: pd.DataFrame) -> Section:
     steps = history["step"].to_numpy()
     shades = {"loss_global": MUTED, "loss_first": MUTED, "loss_in_context": INK, "loss": MUTED}
     segments = [name for name in shades if name in history and name != "loss"] or ["loss"]
@@ -256,8 +262,7 @@ def _training(history: pd.DataFrame, model: HookedTransformer) -> Section:
     early = "recall_W_K1_first64"  # of prompts no longer than that, the same curve once more
     recalls = [name for name in recalls if name != early or not history[name].equals(history["recall_W_K1"])]
     if recalls:
-        n_heads = model.cfg.n_heads
-        of_head = {name: component_colour(int("K1" not in str(name)), 0, n_heads) for name in recalls}
+        of_head = {name: component_colour(int("K1" not in str(name)), 0) for name in recalls}
         named = {str(name).removeprefix("recall_"): history[name].to_numpy(dtype=float) for name in recalls}
         curve = curves(steps, named, {str(name).removeprefix("recall_"): of_head[name] for name in recalls})
         curve.for_each_trace(lambda trace: trace.update(name=trace.name.replace(" ", "_", 1)))  # W_K1 is a name
@@ -296,6 +301,21 @@ def _bars(frame: pd.DataFrame, value: str, category: str, title: str) -> go.Figu
     figure = go.Figure([bar.update(showlegend=True) for bar in component_bars(frame, value=value, category=category)])
     figure.update_yaxes(title_text=title)
     return figure.update_layout(template=look(), barmode="group")
+
+
+def _zero_beside_mean(measured: BigramMeasurements) -> go.Figure:
+    """Two bars for every head: what the loss in context gains if its output is zeros, and if it is the mean."""
+    figure = go.Figure()
+    for pattern, result in (("", measured.zero), ("/", measured.mean)):
+        frame = result.frame.loc[(result.frame["metric"] == "loss") & (result.frame[SEGMENT] == IN_CONTEXT)]
+        colours = [
+            component_colour(int(layer), int(head)) for layer, head in zip(frame["layer"], frame["head"], strict=True)
+        ]
+        bars = go.Bar(x=frame["component"], y=frame["delta"].to_numpy(dtype=float), error_y=whiskers(frame, "delta"))
+        marker = {"color": colours, "pattern": {"shape": pattern, "fgcolor": colours, "fillmode": "replace"}}
+        figure.add_trace(bars.update(marker=marker, name=f"by {'its mean' if pattern else 'zeros'}"))
+    figure.update_yaxes(title_text="rise of the loss (nats)")
+    return figure.update_layout(template=look(), barmode="group", showlegend=False)
 
 
 def _lost(rows: Sequence[dict[str, Any]]) -> go.Figure:

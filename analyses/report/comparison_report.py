@@ -136,7 +136,7 @@ def _heads(runs: dict[str, Run], prompts: Prompts, seed: int) -> Section:
         frames.append(result.frame.assign(run=name))
     text = ("Heads are listed by their index; the same index in two runs need not mean the same function.",)
     table = TableOf("heads", "Each head replaced by its mean", pd.concat(frames, ignore_index=True))
-    return Section("heads", "Heads", "Which heads they use", text, figures, tables=[table])
+    return Section("heads", "Heads", "Which heads they use", text, figures=figures, tables=[table])
 
 
 def _training(runs: dict[str, Run]) -> Section:

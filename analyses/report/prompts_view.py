@@ -49,7 +49,7 @@ def patterns_of(
     points = {layer: f"blocks.{layer}.attn.hook_pattern" for layer, _ in heads}
     with torch.no_grad():
         _, cache = model.run_with_cache(prompts.inputs, names_filter=list(points.values()))
-    named = tuple((f"L{layer}H{head}", component_colour(layer, head, model.cfg.n_heads)) for layer, head in heads)
+    named = tuple((f"L{layer}H{head}", component_colour(layer, head)) for layer, head in heads)
     names = None if prompts.inputs.is_floating_point() else token_names(prompts, model.cfg.d_vocab or 0)
     shown = []
     for row in range(len(prompts)):
