@@ -1,6 +1,7 @@
 """The command ``interp``: parses arguments and calls one function. Imports are inside, so that --help is quick."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,11 +34,15 @@ CountsOption = Annotated[Path | None, typer.Option("--counts", help="Your own co
 
 def main() -> None:
     """Entry point of the command ``interp``."""
+    warnings.formatwarning = lambda message, *_: f"note: {message}\n"  # a line for people, not a place in our code
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code: 0 done, 2 the input is wrong, 1 anything else, 130 Ctrl-C."""
+    """Run one command line and return its exit code.
+
+    0 done, 2 the input is wrong, 130 stopped by Ctrl-C, 143 by SIGTERM, 1 anything else.
+    """
     command = typer.main.get_command(app)
     return exit_code_of(lambda: command.main(list(arguments), prog_name="interp", standalone_mode=False))
 
@@ -169,6 +174,7 @@ def _train(
     from dataclasses import fields
 
     from interp.hooked_transformer_config import HookedTransformerConfig
+    from interp.interrupts import Interrupted
     from interp.presets import preset
     from interp.run import Run
     from interp.settings import parse_settings
@@ -202,7 +208,7 @@ def _train(
         )
     except KeyboardInterrupt as interrupt:  # typer would drop the message
         typer.echo(interrupt, err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(interrupt.exit_code if isinstance(interrupt, Interrupted) else INTERRUPTED) from None
 
 
 def _readouts(task: Any, model: Any) -> Any:

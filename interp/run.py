@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from interp.checkpoints import checkpoint_steps, load_weights
+from interp.checkpoints import checkpoint_steps, load_weights, verdicts
 from interp.history import read_history
 from interp.hooked_transformer import HookedTransformer
 from interp.hooked_transformer_config import HookedTransformerConfig
@@ -87,6 +87,18 @@ class Run:
             InputError: history.csv is missing or damaged.
         """
         return read_history(self.path)
+
+    def verify(self) -> pd.DataFrame:
+        """Whether the checkpoints' files are those that were written: columns file and verdict.
+
+        "intact", "changed" and "missing" compare with the checksums of checkpoints/manifest.json; "no checksum" is a
+        file of a run that kept none, as the first version did. ``Run.load`` has compared config.json and the task's
+        files already.
+
+        Raises:
+            InputError: the manifest is damaged.
+        """
+        return pd.DataFrame(list(verdicts(self.path).items()), columns=["file", "verdict"])
 
     @cached_property
     def model(self) -> HookedTransformer:

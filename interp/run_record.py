@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from interp.atomic_files import is_unfinished, write_atomically
+from interp.atomic_files import is_unfinished, make_folder, write_atomically
+from interp.folder_lock import LOCK_FILE
 from interp.hooked_transformer_config import HookedTransformerConfig
 from interp.train_config import TrainConfig
 from interp.validated import validated
@@ -64,7 +65,7 @@ class RunRecord:
             model=model,
             train=train,
             readouts=readouts,
-            versions=_versions(),
+            versions=versions(),
             initial_sha256=None if initial is None else _digest_of_weights(initial),
         )
 
@@ -96,7 +97,7 @@ class RunRecord:
                 }
             )
         except InputError as error:
-            raise InputError(f"{path}: {error}") from None
+            raise InputError(f"{path}: {error}{_other_version(fields.get('versions'))}") from None
 
     def refuse_edited(self, folder: Path) -> None:
         """Raise InputError if config.json is not as it was written; asked last, when nothing more telling is wrong.
@@ -108,8 +109,8 @@ class RunRecord:
         if content.pop("digest", None) != _digest(content):
             raise InputError(f"{path} was changed since the run was made (its digest differs): restore it")
 
-    def claim(self, folder: Path, files: Mapping[str, bytes]) -> None:
-        """Make the folder this run's, or see that it already is; nothing in it is written over.
+    def refuse_misplaced(self, folder: Path) -> bool:
+        """Whether the folder holds this very run already; nothing is written.
 
         Raises:
             InputError: the folder holds another run (the message names the first key that differs), or
@@ -117,19 +118,25 @@ class RunRecord:
         """
         if (folder / RECORD_FILE).exists():
             self._refuse_difference(folder)
-        else:
-            _refuse_foreign(folder)
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(f"{folder} cannot be made ({error.strerror}): choose another folder") from None
+            return True
+        _refuse_foreign(folder)
+        return False
+
+    def claim(self, folder: Path, files: Mapping[str, bytes]) -> None:
+        """Make the folder this run's, or see that it already is; nothing in it is written over.
+
+        Raises:
+            InputError: as for ``refuse_misplaced``, or the folder cannot be written.
+        """
+        if not self.refuse_misplaced(folder):
+            make_folder(folder)
             content = asdict(self)
             content |= {"digest": _digest(content)}
             write_atomically(folder / RECORD_FILE, json.dumps(content, indent=2).encode())
         for name, content in files.items():
             path = folder / TASK_FOLDER / name
             if not path.exists():
-                path.parent.mkdir(exist_ok=True)
+                make_folder(path.parent)
                 write_atomically(path, content)
 
     def _refuse_difference(self, folder: Path) -> None:
@@ -227,11 +234,12 @@ def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: give a folder for the run")
-    if folder.exists() and any(not is_unfinished(path) for path in folder.iterdir()):
+    if folder.exists() and any(path.name != LOCK_FILE and not is_unfinished(path) for path in folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no run: choose another folder")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of everything that decides a run's numbers."""
     found = {"python": platform.python_version()}
     for name, package in _PACKAGES.items():
         try:
@@ -239,3 +247,23 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:  # run from a checkout that was not installed
             found[name] = "not installed"
     return found
+
+
+def differing_versions(there: Mapping[str, str]) -> str:
+    """What was of another version when ``there`` was written, in words; empty if nothing was.
+
+    >>> differing_versions({"torch": "1.0"}).startswith("torch 1.0 then and ")
+    True
+    """
+    here = versions()
+    return ", ".join(
+        f"{name} {there[name]} then and {here[name]} now" for name in here if there.get(name, here[name]) != here[name]
+    )
+
+
+def _other_version(there: Any) -> str:
+    """A hint for whoever reads a record that this version does not understand."""
+    if not isinstance(there, dict):
+        return ""
+    differing = differing_versions({"interp": str(there.get("interp"))})
+    return f" ({differing})" if differing else ""

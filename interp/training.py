@@ -1,41 +1,36 @@
 """Train a model on a task, into a run folder from which it can go on after any interruption."""
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from interp.checkpoints import checkpoint_steps, load_weights, read_tensors, save_checkpoint, state_path
+from interp.atomic_files import make_folder, remove_unfinished
+from interp.checkpoints import (
+    CHECKPOINT_FOLDER,
+    checkpoint_steps,
+)
 from interp.evaluation import evaluate
-from interp.history import Row, read_rows, write_history
+from interp.folder_lock import folder_lock
+from interp.history import HISTORY_FILE, Row, read_rows, write_history
 from interp.hooked_transformer import HookedTransformer
 from interp.hooked_transformer_config import HookedTransformerConfig
-from interp.initialisation import matching_parameters
-from interp.interrupts import deferred_interrupt
+from interp.interrupts import Interrupted, deferred_interrupt
 from interp.presets import preset
 from interp.progress import training_progress
 from interp.run import Run
-from interp.run_record import RunRecord
-from interp.schedules import learning_rate
+from interp.run_record import TASK_FOLDER, RunRecord
 from interp.train_config import TrainConfig
+from interp.trainee import Trainee
 from tasks.errors import InputError
 from tasks.prompts import Prompts
 from tasks.protocol import Task
 
 Readout = Callable[[HookedTransformer, Prompts], int | float | Mapping[str, int | float]]
 """A figure, or several named ones, measured on the model and the evaluation prompts at every logged step."""
-
-
-class TrainingDivergedError(InputError):
-    """The loss or a weight became infinite or NaN.
-
-    It counts as wrong input (exit code 2), because the remedy is another learning rate and not another program.
-    """
 
 
 def train(
@@ -54,7 +49,11 @@ def train(
     positions divided by their number. The evaluation prompts are the task's own, whatever its curriculum.
     Nothing else is random, so a run that was interrupted, even killed, and continued ends with the same weights and
     history (its ``seconds`` aside) as one that was not, bit for bit, on the same CPU.
-    Ctrl-C ends the step, writes a checkpoint and raises KeyboardInterrupt.
+    Ctrl-C or SIGTERM ends the step, writes a checkpoint and raises ``Interrupted``, a KeyboardInterrupt; a second one
+    raises it at once. While it trains, the folder is locked against a second training.
+
+    A checkpoint's files carry checksums, and training goes on only from one that is as it was written. If it was
+    written under other versions of the packages, a RunWarning says so.
 
     The history has these columns: step; tokens, the positions seen so far; lr; train_loss, over the batches since
     the row before; on ``eval_prompts`` fixed prompts the loss, for tokens the accuracy, and both for each segment of
@@ -73,7 +72,7 @@ def train(
 
     Raises:
         InputError: configs that do not fit the task, each other or this machine; a folder that holds another run
-            or something else; a damaged checkpoint.
+            or something else, or that another process trains in; a damaged checkpoint; a disk that is full.
         TrainingDivergedError: the loss or a weight is no longer finite; looked at when logging and saving.
 
     Source: Bietti et al. 2023 train on fresh data in the same way [code].
@@ -81,17 +80,24 @@ def train(
     model_config, train_config = resolved_configs(task, config, train_config)
     weights = None if initial is None else initial.state_dict()
     run = RunInProgress.prepared(task, model_config, train_config, readouts, weights)
-    run.enter(Path(out), task)
-    trainee = run.trainee
-    with deferred_interrupt() as interrupted, training_progress(train_config.steps, trainee.step, progress) as show:
-        while trainee.step < train_config.steps:
-            step = trainee.take_step(task)
-            row = run.log_step()
-            run.save_step(asked=interrupted.is_set())
-            show(step, row)
-            if interrupted.is_set() and step < train_config.steps:
-                raise KeyboardInterrupt(f"stopped after step {step} of {train_config.steps}: the same call continues")
-    return Run.load(run.folder, task=task)
+    folder = Path(out)
+    if run.is_complete_in(folder):
+        return Run.load(folder, task=task)
+    with run.alone_in(folder):
+        run.enter(folder, task)
+        trainee = run.trainee
+        with deferred_interrupt() as interrupted, training_progress(train_config.steps, trainee.step, progress) as show:
+            while trainee.step < train_config.steps:
+                step = trainee.take_step(task)
+                show(step, run.log_step())
+                asked = interrupted.is_set()  # once, so that it stops where it saves
+                run.save_step(asked)
+                if asked and step < train_config.steps:
+                    raise Interrupted(
+                        f"stopped after step {step} of {train_config.steps}: the same call continues",
+                        interrupted.signal_number,
+                    )
+    return Run.load(folder, task=task)
 
 
 @dataclass
@@ -124,6 +130,29 @@ class RunInProgress:
         figures = _measured(trainee.model, eval_prompts, train_config, readouts)
         return cls(record, trainee, eval_prompts, readouts, figures)
 
+    def is_complete_in(self, folder: Path) -> bool:
+        """Whether the folder holds this run with nothing left to do; nothing is written.
+
+        Raises:
+            InputError: the folder holds another run or something else.
+        """
+        steps = checkpoint_steps(folder) if self.record.refuse_misplaced(folder) else []
+        return bool(steps) and steps[-1] >= self.trainee.config.steps
+
+    @contextmanager
+    def alone_in(self, folder: Path) -> Iterator[None]:
+        """Hold the folder's lock for a with-block, within which to ``enter`` it; what a crash left there is removed.
+
+        Raises:
+            InputError: another process trains there, or the folder holds another run or something else.
+        """
+        self.record.refuse_misplaced(folder)  # before a file is made among another's
+        make_folder(folder)
+        with folder_lock(folder):
+            for part in (folder, folder / CHECKPOINT_FOLDER, folder / TASK_FOLDER):
+                remove_unfinished(part)
+            yield
+
     def enter(self, folder: Path, task: Task, step: int | None = None) -> None:
         """Take up the folder: go on from its checkpoint of ``step`` (None: the last), or begin there."""
         self.record.claim(folder, task.files())
@@ -136,6 +165,7 @@ class RunInProgress:
             trainee.restore(folder, steps[-1] if step is None else step)
             rows = read_rows(folder)
             self.rows = [row for row in rows if row["step"] <= trainee.step]  # a crash undid the later ones
+            self._refuse_gaps()
         else:
             self.rows.append(trainee.history_row() | self.figures)
             write_history(folder, self.rows)
@@ -160,167 +190,17 @@ class RunInProgress:
             trainee.refuse_divergence(self.folder)
             trainee.save(self.folder)
 
-
-@dataclass
-class Trainee:
-    """A model in training: the weights and everything else that decides what the next step does.
-
-    Attributes:
-        thaw_after: the last step of each parameter that ``freeze_until`` holds still.
-        step: updates done.
-        tokens: positions seen.
-        seconds: time spent training before ``since``.
-        loss_sum, n_scored: over the batches since the last row of the history.
-        diverged_at: the first step whose loss was not finite, or 0. It stays on the device, so that looking out for
-            it does not make every step wait.
-    """
-
-    model: HookedTransformer
-    optimizer: torch.optim.Optimizer
-    config: TrainConfig
-    thaw_after: dict[str, int]
-    since: float
-    loss_sum: Float[Tensor, ""]
-    n_scored: Int[Tensor, ""]
-    diverged_at: Int[Tensor, ""]
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-
-    @classmethod
-    def untrained(
-        cls, model_config: HookedTransformerConfig, config: TrainConfig, initial: Mapping[str, Tensor] | None = None
-    ) -> "Trainee":
-        """The model with its initial weights: those given, or drawn from ``model_config.seed``."""
-        model = HookedTransformer(model_config)
-        if initial is not None:
-            model.load_state_dict(initial)
-        thaw_after = _thaw_after(model, config.freeze_until)
-        trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        if not trainable.keys() - thaw_after.keys():
-            raise InputError("no parameter is trained at step 1: freeze fewer of them, in frozen or freeze_until")
-        model.to(config.device)
-        count = torch.zeros((), dtype=torch.int64, device=config.device)
-        return cls(
-            model=model,
-            optimizer=_optimizer(list(trainable.values()), config),
-            config=config,
-            thaw_after=thaw_after,
-            since=time.perf_counter(),
-            loss_sum=torch.zeros((), device=config.device),
-            n_scored=count,
-            diverged_at=count.clone(),
-        )
-
-    def take_step(self, task: Task) -> int:
-        """One update of the weights; returns its number, from 1."""
-        step = self.step + 1
-        prompts = self.next_prompts(task)
-        for name, last in self.thaw_after.items():
-            # Without a gradient the optimiser passes a parameter over: no momentum, no weight decay.
-            self.model.get_parameter(name).requires_grad_(step > last)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, step)
-
-        self.optimizer.zero_grad()
-        sums, counts = prompts.loss(self.model(prompts.inputs))
-        loss_sum, n_scored = sums.sum(), counts.sum()
-        loss = loss_sum / n_scored.clamp(min=1)  # a small batch may score nothing at all
-        loss.backward()
-        if self.config.grad_clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        self.optimizer.step()
-        self.count_step(loss_sum.detach(), n_scored, prompts.targets.numel())
-        return step
-
-    def next_prompts(self, task: Task) -> Prompts:
-        """What the next step learns from."""
-        step = self.step + 1
-        prompts = task.at_step(step).sample(self.config.batch_size, seed=(self.config.train_seed, step))
-        return prompts.to(self.config.device)
-
-    def count_step(self, loss_sum: Float[Tensor, ""], n_scored: Int[Tensor, ""], tokens: int) -> None:
-        """Note that a step was taken, and the loss of its batch."""
-        self.step += 1
-        self.tokens += tokens
-        self.loss_sum = self.loss_sum + loss_sum
-        self.n_scored = self.n_scored + n_scored
-        newly_diverged = (self.diverged_at == 0) & ~loss_sum.isfinite()
-        self.diverged_at = self.diverged_at.masked_fill(newly_diverged, self.step)
-
-    def history_row(self) -> dict[str, Any]:
-        """Where training stands, for the history."""
-        n_scored = int(self.n_scored)
-        return {
-            "step": self.step,
-            "tokens": self.tokens,
-            "lr": learning_rate(self.config, self.step) if self.step else float("nan"),
-            "train_loss": float(self.loss_sum) / n_scored if n_scored else float("nan"),
-            "seconds": round(self._seconds_so_far(), 3),
-        }
-
-    def start_new_average(self) -> None:
-        """Begin the average that the next row's train_loss is."""
-        self.loss_sum = torch.zeros_like(self.loss_sum)
-        self.n_scored = torch.zeros_like(self.n_scored)
-
-    def refuse_divergence(self, folder: Path) -> None:
-        """Raise TrainingDivergedError if a loss since the last look, or a weight now, is infinite or NaN."""
-        finite = all(bool(weight.isfinite().all()) for weight in self.model.parameters())
-        first = int(self.diverged_at)
-        if finite and not first:
-            return
-        what = f"the loss of step {first}" if first else f"a weight after step {self.step}"
-        raise TrainingDivergedError(
-            f"{what} is not finite (noticed at step {self.step}; the last good checkpoint in {folder} is of step "
-            f"{checkpoint_steps(folder)[-1]}): train in another folder with lr below {self.config.lr}, "
-            "warmup_steps or grad_clip"
-        )
-
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint of this step."""
-        state = {"average/loss_sum": self.loss_sum, "average/n_scored": self.n_scored}
-        for name, weight in self.model.named_parameters():
-            for key, value in self.optimizer.state.get(weight, {}).items():
-                state[f"optimizer/{name}/{key}"] = value
-        facts = {"step": str(self.step), "tokens": str(self.tokens), "seconds": repr(self._seconds_so_far())}
-        save_checkpoint(folder, self.step, self.model.state_dict(), state, facts)
-
-    def restore(self, folder: Path, step: int) -> None:
-        """Go back to the checkpoint of this step.
-
-        Raises:
-            InputError: a file of it is missing or damaged, or belongs to another model.
-        """
-        load_weights(folder, step, self.model)
-        path = state_path(folder, step)
-        state, facts = read_tensors(path)
-        try:
-            self._restore_state(state, facts)
-        except (KeyError, ValueError, AttributeError, RuntimeError) as error:
+    def _refuse_gaps(self) -> None:
+        """The rows kept must be those that an uninterrupted run would have."""
+        config, last = self.trainee.config, self.trainee.step
+        expected = [step for step in range(last + 1) if config.logs_at(step)]
+        found = [row["step"] for row in self.rows]
+        if found != expected:
+            wrong = min(set(expected) ^ set(found), default=last)
+            what = "lacks the row" if wrong in expected else "has a row too many,"
             raise InputError(
-                f"{path} does not belong to this run ({error!r}): restore it, or delete it and its step"
-            ) from None
-        if self.step != step:
-            raise InputError(f"{path} is of step {self.step}: restore it, or delete it and its step")
-
-    def _restore_state(self, state: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
-        self.step, self.tokens, self.seconds = int(facts["step"]), int(facts["tokens"]), float(facts["seconds"])
-        for key, value in state.items():
-            kind, _, rest = key.partition("/")
-            if kind == "optimizer":
-                name, _, slot = rest.rpartition("/")
-                weight = self.model.get_parameter(name)
-                if value.ndim and value.shape != weight.shape:
-                    raise ValueError(f"{key} has shape {list(value.shape)}")
-                # A scalar is AdamW's count of steps, which PyTorch keeps on the CPU.
-                self.optimizer.state[weight][slot] = value.to(weight.device) if value.ndim else value
-        self.loss_sum = state["average/loss_sum"].to(self.config.device)
-        self.n_scored = state["average/n_scored"].to(self.config.device)
-        self.since = time.perf_counter()
-
-    def _seconds_so_far(self) -> float:
-        return self.seconds + time.perf_counter() - self.since
+                f"{self.folder / HISTORY_FILE} {what} of step {wrong}: restore it, or train again in another folder"
+            )
 
 
 def resolved_configs(
@@ -372,24 +252,6 @@ def refuse_unavailable_device(device: str) -> None:
         raise InputError(
             f"device = {device!r} cannot be used here ({reason[:100]}): choose another, such as cpu"
         ) from None
-
-
-def _thaw_after(model: HookedTransformer, freeze_until: Mapping[str, int]) -> dict[str, int]:
-    thaw_after: dict[str, int] = {}
-    for pattern, step in freeze_until.items():
-        names = [name for name in matching_parameters(model, (pattern,)) if model.get_parameter(name).requires_grad]
-        if not names:
-            raise InputError(
-                f"freeze_until: all that {pattern!r} matches is frozen for good by the model: leave it out"
-            )
-        thaw_after |= {name: max(step, thaw_after.get(name, 0)) for name in names}
-    return thaw_after
-
-
-def _optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
 
 
 def _measured(

@@ -8,7 +8,7 @@ import torch
 
 from interp import HookedTransformer, HookedTransformerConfig, Run, TrainConfig, train
 from interp.checkpoints import read_tensors, state_path, weights_path
-from interp.training import TrainingDivergedError
+from interp.trainee import TrainingDivergedError
 from tasks import BigramICL, Prompts
 from tasks.errors import InputError
 
