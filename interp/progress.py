@@ -1,4 +1,4 @@
-"""What a person sees while a model trains: a bar in a terminal, a line now and then elsewhere."""
+"""What a person sees while a model trains, or is searched: a bar in a terminal, a line now and then elsewhere."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +36,29 @@ def training_progress(total: int, done: int, enabled: bool = True) -> Iterator[S
         yield _occasional_lines(console, total)
 
 
-def _bar(console: Console) -> Progress:
+@contextmanager
+def counted_progress(what: str, total: int, enabled: bool = True) -> Iterator[Callable[[int], None]]:
+    """How many of ``total`` equal steps are done, on standard error: a bar that goes when all is done, or lines."""
+    console = Console(stderr=True)
+    if not enabled:
+        yield lambda _done: None
+    elif console.is_terminal:
+        with _bar(console, transient=True) as bar:
+            task = bar.add_task(what, total=total, figures="")
+            yield lambda done: bar.update(task, completed=done)
+    else:
+        last = time.monotonic()
+
+        def say(done: int) -> None:
+            nonlocal last
+            if time.monotonic() - last > SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                console.print(f"{what} {done}/{total}", soft_wrap=True, highlight=False)
+
+        yield say
+
+
+def _bar(console: Console, *, transient: bool = False) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -45,6 +67,7 @@ def _bar(console: Console) -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),
         console=console,
+        transient=transient,
     )
 
 

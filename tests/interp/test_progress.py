@@ -3,7 +3,7 @@
 import pytest
 
 from interp import progress
-from interp.progress import training_progress
+from interp.progress import counted_progress, training_progress
 
 ROW = {"step": 5, "loss": 1.25, "accuracy": 0.5, "lr": 0.1}
 
@@ -44,3 +44,23 @@ def test_switched_off_it_is_silent(clock, capsys):
         clock[0] = 31.0
         show(9, ROW)
     assert capsys.readouterr() == ("", "")
+
+
+def test_what_is_counted_says_now_and_then_how_far_it_is(clock, capsys):
+    with counted_progress("edges", 9) as show:
+        show(1)
+        clock[0] = 31.0
+        show(4)
+        show(5)
+    with counted_progress("edges", 9, enabled=False) as show:
+        clock[0] = 99.0
+        show(4)
+    assert capsys.readouterr() == ("", "edges 4/9\n")
+
+
+def test_what_is_counted_is_a_bar_in_a_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    with counted_progress("edges", 9) as show:
+        show(4)
+    assert "4/9" in capsys.readouterr().err
