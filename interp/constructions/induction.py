@@ -75,6 +75,7 @@ def induction_circuit(
     attention_logit: float = 30.0,
     copy_logit: float = 30.0,
     seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> InductionCircuit:
     """A two-layer transformer that solves in-context bigrams by construction.
 
@@ -110,6 +111,8 @@ def induction_circuit(
         log_bigram: log π_b(j|v) in row v, finite: smooth zero counts first.
         idle_heads: heads added to either layer, with random W_Q, W_K, W_V and W_O = 0: they attend somewhere and
             do nothing. W_Q is then set to the identity for the circuit's heads, rather than fixed by the config.
+        dtype: of the weights. In torch.float64 orthonormal vectors are so to 15 digits; ``model.double()`` afterwards
+            would keep what float32 had rounded.
 
     Raises:
         InputError: triggers outside the vocabulary, repeated or none; a d_model that is too small or, with random
@@ -155,13 +158,13 @@ def induction_circuit(
         frozen=_FROZEN,
         seed=seed,
     )
-    initial = HookedTransformer(cfg)
+    initial = HookedTransformer(cfg).to(dtype)
     with torch.no_grad():
         _silence_idle_heads(initial)
         if embeddings == "orthogonal":
             _orthogonal_surroundings(initial, stored, seed)
         memories = _ideal_memories(initial, stored, log_bigram, attention_logit, copy_logit)
-        model = HookedTransformer(cfg)
+        model = HookedTransformer(cfg).to(dtype)
         model.load_state_dict(initial.state_dict())
         for name, memory in memories.items():
             _matrix(model, name).add_(memory)
@@ -207,12 +210,13 @@ def _orthogonal_surroundings(model: HookedTransformer, triggers: tuple[int, ...]
     model.embed.W_E.copy_(w_E)
     model.unembed.W_U.copy_(w_U.T)
     model.pos_embed.W_pos.copy_(p)
-    model.pos_embed.W_pos[0] -= w_1[list(triggers)].sum(dim=0).float()
+    model.pos_embed.W_pos[0] -= w_1[list(triggers)].sum(dim=0).to(model.W_pos.dtype)
     for block in model.blocks:
-        block.attn.W_V[0] = _orthonormal(cfg.d_model, cfg.d_model, generator).float()
+        block.attn.W_V[0] = _orthonormal(cfg.d_model, cfg.d_model, generator).to(block.attn.W_V.dtype)
         block.attn.W_K[0] = 0
     # w_E(v) W_V1 W_O1 = w_1(v), and nothing else is passed on.
-    model.blocks[0].attn.W_O[0] = model.blocks[0].attn.W_V[0].T @ (w_E.T @ w_1).float()
+    first = model.blocks[0].attn
+    first.W_O[0] = first.W_V[0].T @ (w_E.T @ w_1).to(first.W_O.dtype)
     model.blocks[1].attn.W_O[0] = 0
     if model.blocks[1].has_mlp:
         model.get_parameter("blocks.1.mlp.W_F").zero_()
@@ -246,13 +250,13 @@ def _ideal_memories(
         # Divided by the norms, so that w_E(v) W_F w_U(j) is the log-probability itself.
         read = w_E[others] / w_E[others].square().sum(dim=1, keepdim=True)
         written = w_U / w_U.square().sum(dim=1, keepdim=True)
-        memories["W_F"] = read.T @ log_bigram[others] @ written
+        memories["W_F"] = read.T @ log_bigram[others].to(read.dtype) @ written
     return memories
 
 
 def _memory(read: Float[Tensor, "pair d_in"], written: Float[Tensor, "pair d_out"]) -> Float[Tensor, "d_in d_out"]:
     """Σ_i read_iᵀ written_i, scaled so that the median of read_i M · written_i is 1."""
-    total = torch.zeros(read.shape[1], written.shape[1])
+    total = torch.zeros(read.shape[1], written.shape[1], dtype=read.dtype)
     for key, value in zip(read, written, strict=True):
         total += torch.outer(key, value)
     return total / torch.einsum("nd,de,ne->n", read, total, written).median()
