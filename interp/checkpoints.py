@@ -100,18 +100,17 @@ def verdicts(folder: Path) -> dict[str, Verdict]:
         InputError: the manifest is damaged.
     """
     sums = checksums(folder)
-    there = {path.name: path for path in _files(folder)}
-    complete = checkpoint_steps(folder)
     found: dict[str, Verdict] = {}
-    for name in sorted(there.keys() | (sums or {}).keys()):
-        if name not in there:
-            # A crash between checksum and weights leaves the one without the other: no checkpoint, and no loss.
-            if int(name.split("-")[1].split(".")[0]) in complete:
-                found[name] = "missing"
-        elif sums is None:
-            found[name] = "no checksum"
-        else:
-            found[name] = "intact" if _digest(there[name].read_bytes()) == sums.get(name) else "changed"
+    for step in checkpoint_steps(folder):  # what a crash left of any other step counts for nothing
+        for path in (state_path(folder, step), weights_path(folder, step)):
+            if not path.exists():
+                if path.name in (sums or {}):
+                    found[path.name] = "missing"
+            elif sums is None:
+                found[path.name] = "no checksum"
+            else:
+                intact = _digest(path.read_bytes()) == sums.get(path.name)
+                found[path.name] = "intact" if intact else "changed"
     return found
 
 
