@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from interp.hooked_transformer import HookedTransformer
     from interp.hooked_transformer_config import HookedTransformerConfig
+    from interp.many_seeds import train_many
     from interp.run import Run
+    from interp.seed_runs import SeedRuns
     from interp.train_config import TrainConfig
     from interp.training import train
     from tasks.errors import InputError
@@ -16,11 +18,22 @@ _HOMES = {
     "HookedTransformerConfig": "interp.hooked_transformer_config",
     "InputError": "tasks.errors",
     "Run": "interp.run",
+    "SeedRuns": "interp.seed_runs",
     "TrainConfig": "interp.train_config",
     "train": "interp.training",
+    "train_many": "interp.many_seeds",
 }
 
-__all__ = ["HookedTransformer", "HookedTransformerConfig", "InputError", "Run", "TrainConfig", "train"]
+__all__ = [
+    "HookedTransformer",
+    "HookedTransformerConfig",
+    "InputError",
+    "Run",
+    "SeedRuns",
+    "TrainConfig",
+    "train",
+    "train_many",
+]
 
 
 def __getattr__(name: str) -> Any:
