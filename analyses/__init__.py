@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from analyses.attention_patterns import score_attention_patterns
     from analyses.attribution import attribute_heads
     from analyses.bayes_gap import gap_closed
+    from analyses.circuit import Circuit
+    from analyses.circuit_discovery import discover_circuit
     from analyses.comparison import compare_predictors
     from analyses.coordinate_map import map_coordinates
     from analyses.crosstalk import crosstalk_against_width
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from analyses.report.comparison_report import write_comparison
 
 _HOMES = {
+    "Circuit": "circuit",
     "ablate": "ablation",
     "ablate_heads": "ablation",
     "ablate_layers": "ablation",
@@ -44,6 +47,7 @@ _HOMES = {
     "circuit_recall": "memory_heads",
     "compare_predictors": "comparison",
     "crosstalk_against_width": "crosstalk",
+    "discover_circuit": "circuit_discovery",
     "effective_heads": "head_assessment",
     "gap_closed": "bayes_gap",
     "gradient_recall": "gradient_memory",
@@ -65,6 +69,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Circuit",
     "ablate",
     "ablate_heads",
     "ablate_layers",
@@ -77,6 +82,7 @@ __all__ = [
     "circuit_recall",
     "compare_predictors",
     "crosstalk_against_width",
+    "discover_circuit",
     "effective_heads",
     "gap_closed",
     "gradient_recall",

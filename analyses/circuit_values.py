@@ -82,7 +82,7 @@ class CircuitValues:
         return [Group(part.value, None if part.mask is None else part.mask[rows]) for part in self.parts]
 
 
-def faithfulness(
+def faithfulness_of(
     circuits: Float[ndarray, "circuit prompt part"],
     model: Float[ndarray, "prompt part"],
     empty: Float[ndarray, "prompt part"],
