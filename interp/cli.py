@@ -2,7 +2,8 @@
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +13,9 @@ from interp.command_errors import INTERRUPTED, exit_code_of
 
 if TYPE_CHECKING:
     from interp.run import Run
+    from interp.seed_runs import SeedRuns
+    from interp.training_setup import TrainingSetup
 
-DEFAULT_PRESETS = {"tokens": "bietti-simplified", "vectors": "chen-8-linear"}
 DEMO_PRESET = "bietti-simplified-ff"
 DEMO_SETTINGS = ("scored=all", "d_model=256", "batch_size=32")
 """How the demo differs from the task's and the preset's own values.
@@ -96,10 +98,20 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any field: task.NAME, model.NAME, train.NAME, or NAME."),
     ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Train from so many seeds, 0, 1, 2 …, each in a folder.")] = None,
+    how: Annotated[
+        str | None, typer.Option(help="With --seeds: stacked, alone, or measured (the faster of the two, the default).")
+    ] = None,
 ) -> None:
     """Train a model on a task; given the same folder again, continue where it stopped."""
     options = {"steps": steps, "device": device}
     corpus = {"text": text, "counts": counts}
+    if seeds is not None:
+        _refuse_beside_seeds({"--seed": seed, "--initial": initial})
+        runs = _train_many(task, preset, settings or [], options, seeds=seeds, how=how or "measured", **corpus, out=out)
+        typer.echo(f"{runs.path}: {len(runs)} seeds of {runs.steps[-1]} steps, {_ways_taken(runs)}")
+        return
+    _refuse_without_seeds({"--how": how})
     run = _train(task, preset, settings or [], options, seed=seed, **corpus, initial=initial, out=out)
     typer.echo(f"{run.path}: {run.steps[-1]} steps, {_last_figures(run)}")
 
@@ -170,42 +182,97 @@ def _train(
     initial: Path | None = None,
     out: Path,
 ) -> "Run":
-    """Put task, model and training together from what the command line says, and train."""
-    from dataclasses import fields
-
-    from interp.hooked_transformer_config import HookedTransformerConfig
-    from interp.interrupts import Interrupted
-    from interp.presets import preset
+    """Train what the command line says."""
     from interp.run import Run
-    from interp.settings import parse_settings
-    from interp.task_choice import find_task_class, make_task, settable_fields
-    from interp.train_config import TrainConfig
     from interp.training import train
+
+    setup = _set_up(task_name, preset_name, settings, options, seed=seed, text=text, counts=counts)
+    start = None if initial is None else Run.load(initial).model
+    configs = (setup.model_config, setup.train_config)
+    readouts = _readouts(setup.task, setup.model_config)
+    with _stopping_said():
+        return train(setup.task, *configs, out=out, initial=start, readouts=readouts)
+
+
+def _train_many(
+    task_name: str,
+    preset_name: str | None,
+    settings: Sequence[str],
+    options: dict[str, Any],
+    *,
+    seeds: int,
+    how: str,
+    text: Path | None,
+    counts: Path | None,
+    out: Path,
+) -> "SeedRuns":
+    """Train what the command line says from many seeds."""
+    from interp.many_seeds import train_many
+
+    setup = _set_up(task_name, preset_name, settings, options, text=text, counts=counts)
+    configs = (setup.model_config, setup.train_config)
+    readouts = _readouts(setup.task, setup.model_config)
+    with _stopping_said():
+        return train_many(
+            setup.task,
+            *configs,
+            seeds=range(seeds),
+            out=out,
+            how=how,  # pyright: ignore[reportArgumentType]
+            readouts=readouts,
+        )
+
+
+def _refuse_beside_seeds(options: dict[str, Any]) -> None:
     from tasks.errors import InputError
 
-    task_class = find_task_class(task_name)
-    chosen = parse_settings(
-        settings,
-        {
-            "task": settable_fields(task_class),
-            "model": [field.name for field in fields(HookedTransformerConfig) if field.name != "seed"],
-            "train": [field.name for field in fields(TrainConfig)],
-        },
-    )
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(f"{name} {value} and --seeds exclude each other: give one of them")
+
+
+def _refuse_without_seeds(options: dict[str, Any]) -> None:
+    from tasks.errors import InputError
+
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(f"{name} {value} needs --seeds: say how many, or leave it out")
+
+
+def _ways_taken(runs: "SeedRuns") -> str:
+    """How the seeds were trained, with the measurement where there was one."""
+    last = runs.how.groupby("seed").last()
+    words = ", ".join(f"{count} {way}" for way, count in last["way"].value_counts().items())
+    timed = last.dropna(subset=["alone_seconds"])
+    if timed.empty:
+        return words
+    ratio = float((timed["alone_seconds"] / timed["stacked_seconds"]).iloc[0])
+    return f"{words} (stacked steps took {1 / ratio:.2f} times as long as one by one)"
+
+
+def _set_up(
+    task_name: str, preset_name: str | None, settings: Sequence[str], options: dict[str, Any], **rest: Any
+) -> "TrainingSetup":
+    """Put task, model and training together."""
+    from interp.settings import parse_settings
+    from interp.training_setup import set_up_training, settable_sections
+    from tasks.errors import InputError
+
+    chosen = parse_settings(settings, settable_sections(task_name))
     options = {name: value for name, value in options.items() if value is not None}
     for name in options.keys() & chosen["train"].keys():
         raise InputError(f"--{name} and --set {name} say the same thing twice: give one of them")
-    training = options | chosen["train"]
-    given = TrainConfig(**training) if seed is None else TrainConfig.from_seed(seed, **training)
-    task = make_task(task_class, chosen["task"], text, counts)
-    preset_name = preset_name or DEFAULT_PRESETS["tokens" if task.d_in is None else "vectors"]
-    model_config, preset_training = preset(preset_name, task, chosen["model"])
-    training_config = given.over(preset_training)
-    start = None if initial is None else Run.load(initial).model
+    chosen["train"] |= options
+    return set_up_training(task_name, chosen, preset_name=preset_name, **rest)
+
+
+@contextmanager
+def _stopping_said() -> Iterator[None]:
+    """Say what a training says that is stopped, and end with the exit code of the signal."""
+    from interp.interrupts import Interrupted
+
     try:
-        return train(
-            task, model_config, training_config, out=out, initial=start, readouts=_readouts(task, model_config)
-        )
+        yield
     except KeyboardInterrupt as interrupt:  # typer would drop the message
         typer.echo(interrupt, err=True)
         raise typer.Exit(interrupt.exit_code if isinstance(interrupt, Interrupted) else INTERRUPTED) from None
