@@ -10,13 +10,13 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from analyses.ablation import as_target
+from analyses.edited_passes import EditedPasses, first_layer
 from analyses.metrics import MetricLike, as_metrics, groups
-from analyses.paired_runs import Direction, RunPair, measure_patches, notes_on_effects
+from analyses.paired_runs import Direction, PassesOfBatch, RunPair, measure_patches, notes_on_effects
 from analyses.patching_figures import patching_figure
 from analyses.references import Target, counterfactual_of
 from analyses.result import Result, notes_on_intervals
-from analyses.sweep import clean_pass, first_layer, outputs_behind, points_to_watch
-from interp.interventions import Intervention, Receipt, Replace, intervene
+from interp.interventions import Intervention, Receipt, Replace
 from interp.model_adapter import HookedModel, activations, reached_points, refuse_other, watching
 from interp.position_masks import mask_of
 from interp.sites import COMPONENTS, OF_HEADS, Site, SiteLike
@@ -123,7 +123,7 @@ def patch_activations(
     settings |= {"counterfactual_seed": pair.counterfactual.seed}
     title = f"Activation patching ({direction}): {' and '.join(one.name for one in metrics)}"
     notes = notes_on_intervals(frame) + notes_on_effects(frame)
-    return PatchingResult(frame, title, settings, notes, receipts=tuple(map(tuple, runs.receipts)))
+    return PatchingResult(frame, title, settings, notes, receipts=tuple(map(tuple, runs.passes.receipts)))
 
 
 def sites_of_component(model: HookedModel, component: str) -> list[Site]:
@@ -186,30 +186,20 @@ class _PatchedRuns:
 
     def __init__(self, model: HookedModel, pair: RunPair, patches: Sequence[_Patch]):
         self.model, self.pair, self.patches = model, pair, patches
-        self.receipts = [[Receipt(site) for site in patch.target] for patch in patches]
-        self.firsts = [first_layer(patch.target) for patch in patches]
-        sites = [site for patch in patches for site in patch.target]
-        self.points = points_to_watch(sites)
-        self.written = list(dict.fromkeys(site.hook_name for site in sites))
+        self.passes = EditedPasses(model, [patch.target for patch in patches])
+        self.written = list(dict.fromkeys(site.hook_name for patch in patches for site in patch.target))
 
-    def __call__(self, rows: slice) -> Iterator[Tensor]:
+    def __call__(self, rows: slice) -> PassesOfBatch:
         base_inputs, other_inputs = self.pair.inputs(rows)
-        base, residuals = clean_pass(self.model, base_inputs, set(self.firsts), self.points)
-        yield base
-        with watching(self.model, self.points):
+        base = self.passes.clean(base_inputs)
+        with watching(self.model, self.passes.points):
             other, source = activations(self.model, other_inputs, self.written)
-        yield other
-        for patch, first, receipts in zip(self.patches, self.firsts, self.receipts, strict=True):
-            mask = None if patch.place.mask is None else patch.place.mask[rows]
-            if mask is not None and not mask.any():
-                yield base
-                continue
-            interventions = [_replacement(site, source[site.hook_name], mask) for site in patch.target]
-            with intervene(self.model, interventions) as of_batch:
-                outputs = outputs_behind(self.model, base_inputs, first, residuals, self.points)
-            for receipt, one in zip(receipts, of_batch, strict=True):
-                receipt.add(one)
-            yield outputs
+        plans = []
+        for target, place in self.patches:
+            mask = None if place.mask is None else place.mask[rows]
+            nowhere = mask is not None and not mask.any()
+            plans.append([] if nowhere else [_replacement(site, source[site.hook_name], mask) for site in target])
+        return base, other, self.passes.edited(plans)
 
 
 def _replacement(site: Site, source: Tensor, mask: Bool[Tensor, "batch pos"] | None) -> Intervention:

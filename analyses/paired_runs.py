@@ -20,6 +20,7 @@ from tasks.prompts import Prompts
 
 Direction = Literal["noising", "denoising"]
 """Which run is edited: "noising" puts parts of the counterfactual's run into the prompts', "denoising" the reverse."""
+PassesOfBatch = tuple[Tensor, Tensor, Iterator[tuple[int, Tensor]]]
 _COLUMNS_AT_ONCE = 2000  # so that the resamples of many patches (2,000 each) take 32 MB
 
 
@@ -77,7 +78,7 @@ class PatchedValues:
 
 def measure_patches(
     pair: RunPair,
-    passes: Callable[[slice], Iterator[Tensor]],
+    passes: Callable[[slice], PassesOfBatch],
     n_patches: int,
     metrics: Sequence[Metric],
     parts: Sequence[Group],
@@ -88,26 +89,28 @@ def measure_patches(
 ) -> PatchedValues:
     """Measure every patch on every pair of prompts, with intervals over pairs.
 
-    ``passes(rows)`` gives the outputs of the base run, of the other run, and of every patched run, in this order.
+    ``passes(rows)`` gives the outputs of the base run, of the other run, and those of every patched run with its
+    number, in any order.
 
     Raises:
         InputError: a metric that is not finite, fewer than two prompts.
     """
-    sums: list[list[Float[ndarray, "batch quantity"]]] = [[] for _ in range(2 + n_patches)]
-    counts = []
+    base_sums, other_sums, counts = [], [], []
+    patched: list[list[Float[ndarray, "batch quantity"]]] = [[] for _ in range(n_patches)]
     with torch.no_grad():
         for rows in batches(pair.prompts, batch_size):
             batch = pair.prompts[rows]
             of_batch = [Group(part.value, None if part.mask is None else part.mask[rows]) for part in parts]
-            runs = passes(rows)
-            base, other = next(runs), next(runs)
+            base, other, runs = passes(rows)
             answered = base if pair.direction == "noising" else other
-            for kept, outputs in zip(sums, _chained(base, other, runs), strict=True):
-                of_run, count = measured(metrics, of_batch, outputs, batch, answered)
-                kept.append(of_run)
+            of_base, count = measured(metrics, of_batch, base, batch, answered)
+            base_sums.append(of_base)
             counts.append(count)
-    before, other_sums, *after = (np.concatenate(parts_of_run) for parts_of_run in sums)
-    return _compared(before, other_sums, after, np.concatenate(counts), confidence, seed)
+            other_sums.append(measured(metrics, of_batch, other, batch, answered)[0])
+            for number, outputs in runs:
+                patched[number].append(measured(metrics, of_batch, outputs, batch, answered)[0])
+    before, there, count = (np.concatenate(each) for each in (base_sums, other_sums, counts))
+    return _compared(before, there, [np.concatenate(each) for each in patched], count, confidence, seed)
 
 
 def notes_on_effects(frame: pd.DataFrame) -> tuple[str, ...]:
@@ -120,12 +123,6 @@ def notes_on_effects(frame: pd.DataFrame) -> tuple[str, ...]:
         "runs includes 0 there, so there is no way to have gone a share of"
     )
     return (note,)
-
-
-def _chained(base: Tensor, other: Tensor, patched: Iterator[Tensor]) -> Iterator[Tensor]:
-    yield base
-    yield other
-    yield from patched
 
 
 def _compared(

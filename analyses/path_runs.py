@@ -6,9 +6,9 @@ from typing import Literal
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from analyses.paired_runs import RunPair
+from analyses.edited_passes import first_layer, outputs_behind, points_to_watch
+from analyses.paired_runs import PassesOfBatch, RunPair
 from analyses.references import Target
-from analyses.sweep import first_layer, outputs_behind, points_to_watch
 from interp.hook_gate import HookFunction
 from interp.interventions import Intervention, Receipt, Replace, intervene
 from interp.model_adapter import HookedModel, activations, hooked, reached_points, watching
@@ -39,23 +39,29 @@ class PathRuns:
         self.sent = list(dict.fromkeys(site.hook_name for sender in self.of_sender for site in sender))
         self.held = _held(model, through)
 
-    def __call__(self, rows: slice) -> Iterator[Tensor]:
+    def __call__(self, rows: slice) -> PassesOfBatch:
         base_inputs, other_inputs = self.pair.inputs(rows)
         starts = {layer: f"blocks.{layer}.hook_resid_pre" for layer in self.starts if layer is not None}
         with watching(self.model, self.points):
             base, at_base = activations(self.model, base_inputs, [*starts.values(), *self.held, *self.sent])
-        yield base
-        with watching(self.model, self.points):
             other, at_other = activations(self.model, other_inputs, self.sent)
-        yield other
         residuals = {layer: at_base[point] for layer, point in starts.items()}
+        return base, other, enumerate(self._paths(base_inputs, residuals, at_base, at_other))
+
+    def _paths(
+        self,
+        inputs: Tensor,
+        residuals: Mapping[int, Tensor],
+        at_base: Mapping[str, Tensor],
+        at_other: Mapping[str, Tensor],
+    ) -> Iterator[Tensor]:
         for sender, receivers in self.of_sender.items():
-            outputs, received = self._sent_by(sender, receivers, base_inputs, residuals, at_base, at_other)
+            outputs, received = self._sent_by(sender, receivers, inputs, residuals, at_base, at_other)
             for receiver, receipts in receivers:
                 if receiver is None:
                     yield outputs
                 else:
-                    yield self._received_by(receiver, receipts, base_inputs, residuals, received)
+                    yield self._received_by(receiver, receipts, inputs, residuals, received)
 
     def _sent_by(
         self,

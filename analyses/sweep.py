@@ -1,7 +1,8 @@
 """Many interventions on the same prompts: the clean prefix is computed once and shared by all that edit behind it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,16 +11,19 @@ from numpy import ndarray
 from torch import Tensor
 
 from analyses.batches import batches
+from analyses.edited_passes import EditedPasses
 from analyses.metrics import Group, Metric
 from analyses.references import EditOfRows
-from interp.interventions import Intervention, Receipt, intervene
-from interp.model_adapter import HookedModel, activations, outputs, outputs_from, watching
+from interp.interventions import Intervention, Receipt
+from interp.model_adapter import HookedModel
 from interp.sites import Site
 from interp.statistics import Interval, ratio_interval
+from tasks.errors import InputError
 from tasks.prompts import Prompts
 
 Plan = Mapping[Site, EditOfRows]
 """Edits that are made together."""
+_COLUMNS_AT_ONCE = 2000  # so that the resamples of many plans (2,000 each) take 32 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,14 +31,32 @@ class SweepOutcome:
     """What a sweep measured. A quantity is a pair of metric and group; metrics vary slowest."""
 
     baseline: Float[ndarray, "quantity"]
-    effects: tuple[Interval, ...]
-    """Per plan, the metric after minus before, [quantity]."""
     n_prompts: Int[ndarray, "quantity"]
     """How many prompts score anything there."""
     receipts: tuple[tuple[Receipt, ...], ...]
     differences: tuple[Float[ndarray, "prompt quantity"], ...]
     """Per plan, the sum after minus before of each prompt: what effects and contrasts of effects are made of."""
     counts: Float[ndarray, "prompt quantity"]
+    confidence: float
+    seed: int
+
+    @cached_property
+    def effects(self) -> tuple[Interval, ...]:
+        """Per plan, the metric after minus before, [quantity], with intervals over prompts.
+
+        Computed when asked for: the resamples of many plans take longer than their passes.
+        """
+        found: list[Interval] = []
+        at_once = max(1, _COLUMNS_AT_ONCE // self.counts.shape[1])
+        for start in range(0, len(self.differences), at_once):
+            some = self.differences[start : start + at_once]
+            every = ratio_interval(
+                np.concatenate(some, axis=1), np.tile(self.counts, (1, len(some))),
+                confidence=self.confidence, seed=self.seed,
+            )  # fmt: skip
+            ends = (np.split(part, len(some)) for part in (every.estimate, every.low, every.high))
+            found += [Interval(*each) for each in zip(*ends, strict=True)]
+        return tuple(found)
 
 
 def sweep(
@@ -51,80 +73,57 @@ def sweep(
 ) -> SweepOutcome:
     """Measure every plan on every prompt, against the clean model on the same prompts.
 
-    Each batch runs clean once; a plan then runs from the first layer it edits, on the clean residual stream
-    before that layer, which gives exactly the numbers of a full pass. With a ``mask`` every edit is made where it
-    holds only.
+    Each batch runs clean once; a plan then runs from what it edits first, on what is known there from the clean pass
+    (see ``EditedPasses``), which gives the numbers of a full pass up to rounding, and an effect of exactly zero for an
+    edit that changes nothing. With a ``mask`` every edit is made where it holds only.
 
     Raises:
         InputError: an intervention that did not fire, or a metric that is not finite.
     """
     clean, counts, edited = [], [], [[] for _ in plans]
-    receipts = [[Receipt(site) for site in plan] for plan in plans]
-    firsts = [first_layer(plan) for plan in plans]
-    points = points_to_watch(site for plan in plans for site in plan)
+    passes = EditedPasses(model, [tuple(plan) for plan in plans])
     with torch.no_grad():
         for rows in batches(prompts, batch_size):
             batch = prompts[rows]
             of_batch = [Group(part.value, None if part.mask is None else part.mask[rows]) for part in parts]
-            of_rows = None if mask is None else mask[rows]
-            clean_outputs, residuals = clean_pass(model, batch.inputs, firsts, points)
+            clean_outputs = passes.clean(batch.inputs)
             sums, count = measured(metrics, of_batch, clean_outputs, batch, clean_outputs)
             clean.append(sums)
             counts.append(count)
-            for plan, first, total, kept in zip(plans, firsts, receipts, edited, strict=True):
-                outputs_edited = clean_outputs
-                if of_rows is None or of_rows.any():
-                    interventions = [Intervention(site, edit(rows), of_rows) for site, edit in plan.items()]
-                    with intervene(model, interventions) as receipts_of_batch:
-                        outputs_edited = outputs_behind(model, batch.inputs, first, residuals, points)
-                    for receipt, one in zip(total, receipts_of_batch, strict=True):
-                        receipt.add(one)
-                kept.append(measured(metrics, of_batch, outputs_edited, batch, clean_outputs)[0])
+            planned = _interventions(plans, rows, None if mask is None else mask[rows])
+            for number, outputs in passes.edited(planned):
+                edited[number].append(measured(metrics, of_batch, outputs, batch, clean_outputs)[0])
     before, count = np.concatenate(clean), np.concatenate(counts)
     with np.errstate(invalid="ignore"):
         differences = tuple(np.concatenate(after) - before for after in edited)
         baseline = before.sum(axis=0) / count.sum(axis=0)
-    # all at once, since drawing the resamples is most of the work
-    every = ratio_interval(
-        np.concatenate(differences, axis=1), np.tile(count, (1, len(plans))), confidence=confidence, seed=seed
-    )
-    ends = (np.split(part, len(plans)) for part in (every.estimate, every.low, every.high))
-    effects = tuple(Interval(*each) for each in zip(*ends, strict=True))
-    fired = tuple(tuple(each) for each in receipts)
-    return SweepOutcome(baseline, effects, (count > 0).sum(axis=0), fired, differences, count)
+    _refuse_not_finite(differences)
+    fired = tuple(tuple(each) for each in passes.receipts)
+    n_prompts = (count > 0).sum(axis=0)
+    return SweepOutcome(baseline, n_prompts, fired, differences, count, confidence, seed)
 
 
-def first_layer(sites: Iterable[Site]) -> int | None:
-    """The first layer that edits at these sites act in; None if they act before the layers."""
-    layers = [site.layer for site in sites]
-    return None if None in layers else min(layer for layer in layers if layer is not None)
+def _interventions(
+    plans: Sequence[Plan], rows: slice, mask: Bool[Tensor, "batch pos"] | None
+) -> list[list[Intervention]]:
+    """Every plan as interventions on a batch, none where the mask holds nowhere; plans share those they have alike."""
+    if mask is not None and not mask.any():
+        return [[] for _ in plans]
+    alike: dict[tuple[Site, EditOfRows], Intervention] = {}
+
+    def intervention(site: Site, edit: EditOfRows) -> Intervention:
+        if (site, edit) not in alike:
+            alike[site, edit] = Intervention(site, edit(rows), mask)
+        return alike[site, edit]
+
+    return [[intervention(site, edit) for site, edit in plan.items()] for plan in plans]
 
 
-def points_to_watch(sites: Iterable[Site]) -> dict[str, int]:
-    """The hook points of heads, with their layers, that edited and clean passes alike must watch.
-
-    Attention takes another path where someone watches its scores, say, which gives other roundings; so that an edit
-    that changes nothing has an effect of exactly zero, both arms of a comparison take the same path.
-    """
-    return {site.hook_name: site.layer for site in sites if site.head is not None and site.layer is not None}
-
-
-def clean_pass(
-    model: HookedModel, inputs: Tensor, layers: Iterable[int | None], points: Mapping[str, int]
-) -> tuple[Tensor, dict[int, Tensor]]:
-    """The clean outputs, and the residual stream before each of the layers."""
-    starts = {layer: f"blocks.{layer}.hook_resid_pre" for layer in layers if layer is not None}
-    with watching(model, points):
-        clean_outputs, clean = activations(model, inputs, list(starts.values()))
-    return clean_outputs, {layer: clean[point] for layer, point in starts.items()}
-
-
-def outputs_behind(
-    model: HookedModel, inputs: Tensor, first: int | None, residuals: Mapping[int, Tensor], points: Mapping[str, int]
-) -> Tensor:
-    """The outputs of a pass from the residual stream before a layer, or of a whole one."""
-    with watching(model, [point for point, layer in points.items() if first is None or layer >= first]):
-        return outputs(model, inputs) if first is None else outputs_from(model, inputs, first, residuals[first])
+def _refuse_not_finite(differences: Sequence[ndarray]) -> None:
+    wrong = sum(int((~np.isfinite(one)).sum()) for one in differences)
+    if wrong:
+        size = sum(one.size for one in differences)
+        raise InputError(f"{wrong} of the {size} sums are not finite: no estimate exists")
 
 
 def measured(

@@ -15,7 +15,7 @@ from interp.model_adapter import HookedModel, hooked
 from interp.sites import Site
 from tasks.errors import InputError
 
-__all__ = ["Activation", "Edit", "Intervention", "Receipt", "Replace", "Zero", "intervene"]
+__all__ = ["Activation", "Edit", "Intervention", "Receipt", "Replace", "Zero", "edited", "intervene"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,17 +105,47 @@ def intervene(model: HookedModel, interventions: Sequence[Intervention], *, pass
     (1, 12, True)
     """
     receipts = [Receipt(one.site) for one in interventions]
+    with held(model, interventions, receipts):
+        yield receipts
+    for receipt in receipts:
+        refuse_wrong(receipt, passes)
+
+
+@contextmanager
+def held(model: HookedModel, interventions: Sequence[Intervention], receipts: Sequence[Receipt]) -> Iterator[None]:
+    """``intervene`` for a block of any length: what the edits do is added to the receipts given, for a later look.
+
+    Nothing waits for the device; ``refuse_wrong`` looks.
+    """
     by_point: dict[str, list[tuple[Intervention, Receipt]]] = {}
     for one, receipt in zip(interventions, receipts, strict=True):
         one.site.check(model.cfg.n_layers, model.cfg.n_heads)
         by_point.setdefault(one.site.hook_name, []).append((one, receipt))
     with hooked(model, [(point, _Editor(planned)) for point, planned in by_point.items()]):
-        yield receipts
+        yield
+
+
+def edited(activation: Activation, interventions: Sequence[Intervention]) -> tuple[Activation, list[Receipt]]:
+    """The activation at one hook point with the interventions made, one after the other, and a receipt for each.
+
+    What ``intervene`` does within a pass, on an activation in hand.
+
+    Raises:
+        InputError: as for ``intervene``.
+
+    >>> z, (receipt,) = edited(torch.ones(1, 2, 3, 4), [Intervention(Site.parse("L0H1"), Zero())])
+    >>> z.sum(), receipt.fired
+    (tensor(16.), 1)
+    """
+    receipts = [Receipt(one.site) for one in interventions]
+    changed = _Editor(list(zip(interventions, receipts, strict=True)))(activation)
     for receipt in receipts:
-        _refuse_wrong(receipt, passes)
+        refuse_wrong(receipt, passes=1)
+    return changed, receipts
 
 
-def _refuse_wrong(receipt: Receipt, passes: int) -> None:
+def refuse_wrong(receipt: Receipt, passes: int) -> None:
+    """Raise InputError unless the receipt is of so many passes and of sound values; on a GPU it waits for them."""
     if receipt.fired != passes:
         raise InputError(
             f"the intervention at {receipt.site} fired {receipt.fired} times where {passes} were planned: "
@@ -139,18 +169,18 @@ class _Editor:
     def __init__(self, planned: Sequence[tuple[Intervention, Receipt]]):
         self.planned = planned
 
-    def __call__(self, activation: Activation, hook: HookPoint) -> Activation:  # noqa: ARG002 — TransformerLens' call
-        edited = activation.clone()
+    def __call__(self, activation: Activation, hook: HookPoint | None = None) -> Activation:  # noqa: ARG002 — TransformerLens' call
+        written = activation.clone()
         for one, receipt in self.planned:
-            where = one.site.index(edited)
-            before = edited[where]
+            where = one.site.index(written)
+            before = written[where]
             _refuse_misfit(one, before)
             after = _checked(one, before)
             receipt.record(before, after, one.mask)
             if one.mask is not None:
                 after = torch.where(one.mask.unsqueeze(-1), after, before)
-            edited[where] = after
-        return edited
+            written[where] = after
+        return written
 
 
 def _refuse_misfit(one: Intervention, before: Activation) -> None:

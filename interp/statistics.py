@@ -1,7 +1,8 @@
 """Confidence intervals: over prompts by the bootstrap, over seeds by Student's t."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -11,6 +12,7 @@ from scipy import stats
 from tasks.errors import InputError
 
 _BOOTSTRAP_CELLS = 4_000_000  # resampling weights held at once: 32 MB
+_KEPT_CELLS = 1_100_000  # up to 512 prompts by 2,000 resamples are kept for the next interval of the same seed: 9 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +85,7 @@ def resampled_ratios(
         raise InputError(f"{(~np.isfinite(sums)).sum()} of the {sums.size} sums are not finite: no estimate exists")
     if len(sums) < 2:
         raise InputError(f"an interval over prompts needs at least 2 prompts, this has {len(sums)}: sample more")
-    return _resampled_ratios(sums, counts, n_boot, np.random.default_rng(seed))
+    return _resampled_ratios(sums, counts, n_boot, seed)
 
 
 def percentile_ends(
@@ -137,7 +139,7 @@ def simultaneous_ratio_interval(
     if ((counts > 0).sum(axis=0) < 2).any():
         raise InputError("a simultaneous interval needs 2 prompts that score something in every group: sample more")
     alone = ratio_interval(sums, counts, confidence=confidence, n_boot=n_boot, seed=seed)
-    resampled = _resampled_ratios(sums, counts, n_boot, np.random.default_rng(seed))
+    resampled = _resampled_ratios(sums, counts, n_boot, seed)
     error = np.nanstd(resampled, axis=0, ddof=1)
     varies = error > 0
     if not varies.any():
@@ -149,16 +151,33 @@ def simultaneous_ratio_interval(
     return Interval(alone.estimate, alone.estimate - half, alone.estimate + half)
 
 
-def _resampled_ratios(sums: ndarray, counts: ndarray, n_boot: int, rng: np.random.Generator) -> ndarray:
+def _resampled_ratios(sums: ndarray, counts: ndarray, n_boot: int, seed: int) -> ndarray:
     """[n_boot, quantity]; NaN where a resample happened to score nothing."""
-    n = len(sums)
-    rows = max(1, _BOOTSTRAP_CELLS // n)
     chunks = []
-    for start in range(0, n_boot, rows):
-        weights = rng.multinomial(n, np.full(n, 1 / n), size=min(rows, n_boot - start)).astype(float)
+    for weights in _resamples(len(sums), n_boot, seed):
         with np.errstate(invalid="ignore"):
             chunks.append((weights @ sums) / (weights @ counts))
     return np.concatenate(chunks)
+
+
+def _resamples(n: int, n_boot: int, seed: int) -> Iterator[ndarray]:
+    """How often each of n prompts is in each resample, [resample, n], in parts that fit in memory."""
+    if n * n_boot <= _KEPT_CELLS:
+        yield _kept_resamples(n, n_boot, seed)
+        return
+    rng = np.random.default_rng(seed)
+    rows = max(1, _BOOTSTRAP_CELLS // n)
+    for start in range(0, n_boot, rows):
+        yield _drawn(rng, n, min(rows, n_boot - start))
+
+
+@lru_cache(maxsize=1)
+def _kept_resamples(n: int, n_boot: int, seed: int) -> ndarray:
+    return _drawn(np.random.default_rng(seed), n, n_boot)
+
+
+def _drawn(rng: np.random.Generator, n: int, n_resamples: int) -> ndarray:
+    return rng.multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(float)
 
 
 @cache

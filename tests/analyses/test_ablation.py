@@ -255,12 +255,12 @@ def outputs_of(model, prompts, sites, **how):
     return seen
 
 
-@pytest.mark.parametrize("site", [*HEADS, "L1H1.v", "L0.attn", "L1.mlp", "L1.resid_pre", "L1.resid_post"])
+@pytest.mark.parametrize("site", ["L0H0.q", "L1H1.v", "L0.attn", "L1.mlp", "L1.resid_pre", "L1.resid_post"])
 def test_sharing_the_clean_prefix_gives_a_full_pass_bit_for_bit(site, prompts):
     model = random_model(normalization_type="LN")
     clean, ablated = outputs_of(model, prompts, [site], method="zero")
     letter = site.partition(".")[2]
-    name = f"blocks.{site[1]}." + (f"hook_{letter}" if "_" in letter else f"attn.hook_{letter or 'z'}")
+    name = f"blocks.{site[1]}." + (f"hook_{letter}" if "_" in letter else f"attn.hook_{letter}")
     name = {"attn": f"blocks.{site[1]}.hook_attn_out", "mlp": f"blocks.{site[1]}.hook_mlp_out"}.get(letter, name)
 
     def zero(activation, hook):
