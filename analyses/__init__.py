@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from analyses.bayes_gap import gap_closed
     from analyses.circuit import Circuit
     from analyses.circuit_discovery import discover_circuit
+    from analyses.circuit_evaluation import evaluate_circuit
     from analyses.comparison import compare_predictors
     from analyses.coordinate_map import map_coordinates
     from analyses.crosstalk import crosstalk_against_width
@@ -49,6 +50,7 @@ _HOMES = {
     "crosstalk_against_width": "crosstalk",
     "discover_circuit": "circuit_discovery",
     "effective_heads": "head_assessment",
+    "evaluate_circuit": "circuit_evaluation",
     "gap_closed": "bayes_gap",
     "gradient_recall": "gradient_memory",
     "map_coordinates": "coordinate_map",
@@ -84,6 +86,7 @@ __all__ = [
     "crosstalk_against_width",
     "discover_circuit",
     "effective_heads",
+    "evaluate_circuit",
     "gap_closed",
     "gradient_recall",
     "map_coordinates",

@@ -1,17 +1,16 @@
 """Which edges does a model need for a task? Circuits found edge by edge, from scores, or by trying all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import pandas as pd
-import torch
 
 from analyses.circuit import Circuit, places
 from analyses.circuit_methods import Found, SearchTask, by_acdc, by_brute_force, by_scores, edges_at
 from analyses.circuit_result import CircuitResult
 from analyses.circuit_scores import scores_by_edge
-from analyses.circuit_values import CircuitValues, faithfulness_of
+from analyses.circuit_values import CircuitValues, faithfulness_rows
 from analyses.edge_attribution import EdgeAttributionResult, EdgeMethod, EdgeReference, attribute_edges
 from analyses.metrics import Metric, MetricLike, groups
 from interp.model_adapter import HookedModel, refuse_other
@@ -172,7 +171,9 @@ def _result(task: SearchTask, found: Found, search: _Search, reference: str) -> 
     frame["step"] = pd.array([step or None for step in found.step], dtype="Int64")
     frame = frame.assign(score=found.scores.estimate, ci_low=found.scores.low, ci_high=found.scores.high)
     frame["n_prompts"] = int((values.counts > 0).sum())
-    table = _faithfulness_table(task, ties)
+    masks = dict(enumerate(circuit.mask for circuit in ties))
+    table = pd.DataFrame(faithfulness_rows(values, masks, confidence=task.confidence, seed=task.seed))
+    table = table.drop(columns="part")
     notes = [*found.notes]
     if table["faithfulness"].isna().any():
         notes.append(
@@ -191,17 +192,3 @@ def _result(task: SearchTask, found: Found, search: _Search, reference: str) -> 
         frame, title, settings, tuple(notes), circuit=ties[0], ties=ties, faithfulness=table, changes=found.changes,
         counts=values.counts[:, 0],
     )  # fmt: skip
-
-
-def _faithfulness_table(task: SearchTask, circuits: Sequence[Circuit]) -> pd.DataFrame:
-    values = task.values
-    sums = values(torch.stack([circuit.mask for circuit in circuits]))
-    found = faithfulness_of(sums, values.model, task.empty, values.counts, confidence=task.confidence, seed=task.seed)
-    model, empty = (float(values.means(each)[0]) for each in (values.model, task.empty))
-    rows = []
-    for place, circuit in enumerate(circuits):
-        row: dict[str, Any] = {"circuit": place, "n_edges": len(circuit), "metric": values.metric.name, "model": model}
-        row |= {"reference": empty, "value": float(values.means(sums)[place, 0])}
-        row |= {"faithfulness": found.estimate[place, 0], "ci_low": found.low[place, 0]}
-        rows.append(row | {"ci_high": found.high[place, 0], "n_prompts": int((values.counts > 0).sum())})
-    return pd.DataFrame(rows)

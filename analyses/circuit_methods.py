@@ -48,26 +48,19 @@ class SearchTask:
 
     def faithful(self, circuits: Float[ndarray, "circuit prompt"]) -> Float[ndarray, "circuit"]:
         """f of circuits, by their sums."""
-        model, empty = self.values.model[:, 0].sum(), self.empty[:, 0].sum()
+        model, empty = self.values.model[:, 0].sum(), self.values.empty[:, 0].sum()
         return (circuits.sum(axis=1) - empty) / (model - empty)
 
     def check_way(self) -> None:
         """Raise InputError if the metric does not tell model and reference apart."""
-        way = self.values.model - self.empty
+        way = self.values.model - self.values.empty
         if not is_apart(way, self.values.counts, confidence=self.confidence, seed=self.seed)[0]:
-            model, empty = (float(self.values.means(sums)[0]) for sums in (self.values.model, self.empty))
+            model, empty = (float(self.values.means(sums)[0]) for sums in (self.values.model, self.values.empty))
             raise InputError(
                 f"{self.values.metric.name} is {model:.4g} for the model and {empty:.4g} for the reference, and the "
                 "interval of their difference includes 0: there is nothing to be faithful to, so give more prompts or "
                 "another metric or reference"
             )
-
-    @property
-    def empty(self) -> Float[ndarray, "prompt 1"]:
-        """The sums of the reference."""
-        if "_empty" not in self.__dict__:
-            object.__setattr__(self, "_empty", self.values.empty())
-        return self.__dict__["_empty"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,13 +20,14 @@ class CircuitResult(Result):
     Columns: sender, receiver, receiver_input, method, metric, kept, step (when it was tried, or taken; missing for
     edges that were not), score, ci_low, ci_high (over prompts), n_prompts. The score of "acdc" and "brute_force" is
     how much worse the metric is without the edge than with it (where it was tried, or in the circuit found); 0 for
-    edges that led nowhere by then. That of "greedy" is the attribution that ranked it.
+    edges that led nowhere by then. That of "greedy" is the attribution that ranked it, above 0 for worse.
 
     Attributes:
         circuit: what was found, with its scores.
         ties: all circuits that are as small and meet the criterion too ("brute_force"), the circuit first.
-        faithfulness: a row for each of the ties: circuit, n_edges, metric, model, reference, value, faithfulness,
-            ci_low, ci_high, n_prompts. These are the prompts of the search; ``evaluate_circuit`` on others is the test.
+        faithfulness: a row for each of the ties, on the prompts of the search (``evaluate_circuit`` on others is the
+            test): circuit, n_edges, reference, metric, model, empty, value (the metric of the model, of the reference
+            and of the circuit), faithfulness, ci_low, ci_high, n_prompts.
     """
 
     circuit: Circuit = field(kw_only=True)

@@ -1,6 +1,8 @@
 """What a metric says of circuits, prompt by prompt, and how faithful that makes them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from analyses.metrics import Group, Metric
 from analyses.paired_runs import share_interval
 from analyses.sweep import measured
 from interp.model_adapter import HookedModel, outputs
-from interp.statistics import Interval, percentile_ends, ratio_interval, resampled_ratios
+from interp.statistics import Interval, ratio_interval
 from tasks.prompts import Prompts
 from tasks.protocol import Task
 
@@ -43,6 +45,7 @@ class CircuitValues:
         batch_size: int = 512,
     ):
         self.prompts, self.metric, self.parts, self.batch_size = prompts, metric, parts, batch_size
+        self.reference = reference
         self.runs = CircuitRuns(model)
         self.references = References(self.runs, prompts, counterfactual, reference, seed=seed, batch_size=batch_size)
         self.clean: list[Tensor] = []
@@ -74,6 +77,7 @@ class CircuitValues:
         with np.errstate(invalid="ignore"):
             return sums.sum(axis=-2) / self.counts.sum(axis=0)
 
+    @cached_property
     def empty(self) -> Float[ndarray, "prompt part"]:
         """The sums of the circuit without edges: the reference's run."""
         return self(torch.zeros(1, len(self.runs.edges.pairs), dtype=torch.bool))[0]
@@ -115,41 +119,24 @@ def is_apart(
     return (between.low > 0) | (between.high < 0)
 
 
-def areas(
-    curve: Float[ndarray, "point prompt"],
-    model: Float[ndarray, "prompt"],
-    empty: Float[ndarray, "prompt"],
-    counts: Float[ndarray, "prompt"],
-    shares: Sequence[float],
+def faithfulness_rows(
+    values: CircuitValues,
+    circuits: Mapping[Any, Bool[Tensor, "edge"]],
     *,
     confidence: float,
     seed: int,
-) -> tuple[Interval, Interval]:
-    """The area under faithfulness f over the share of edges kept, and that of |1 − f|, by the trapezoid rule."""
-    sums = np.stack([*curve, model, empty], axis=1)
-    every = np.repeat(counts[:, None], sums.shape[1], axis=1)
-    resampled = resampled_ratios(sums, every, seed=seed)
-    whole = sums.sum(axis=0, keepdims=True) / counts.sum()
-    n = int((counts > 0).sum())
-    found = []
-    for area in (_area_under, _area_from_one):
-        ends = percentile_ends(area(resampled, shares)[:, None], n, confidence=confidence)
-        found.append(Interval(area(whole, shares), ends[0], ends[1]))
-    return found[0], found[1]
-
-
-def _area_under(values: Float[ndarray, "resample column"], shares: Sequence[float]) -> Float[ndarray, "resample"]:
-    return np.trapezoid(_shares_recovered(values), shares, axis=1)
-
-
-def _area_from_one(values: Float[ndarray, "resample column"], shares: Sequence[float]) -> Float[ndarray, "resample"]:
-    return np.trapezoid(np.abs(1 - _shares_recovered(values)), shares, axis=1)
-
-
-def _shares_recovered(values: Float[ndarray, "resample column"]) -> Float[ndarray, "resample point"]:
-    """f at every point; the last two columns are the model's and the empty circuit's values."""
-    points, model, empty = values[:, :-2], values[:, -2:-1], values[:, -1:]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found = (points - empty) / (model - empty)
-    found[~np.isfinite(found)] = np.nan
-    return found
+) -> list[dict[str, Any]]:
+    """A row per circuit and part: what the metric is for it, for the model and for the reference, and the share."""
+    sums, empty = values(torch.stack(list(circuits.values()))), values.empty
+    found = faithfulness_of(sums, values.model, empty, values.counts, confidence=confidence, seed=seed)
+    of_model, of_empty, of_circuits = (values.means(each) for each in (values.model, empty, sums))
+    n_prompts = (values.counts > 0).sum(axis=0)
+    rows = []
+    for place, (name, mask) in enumerate(circuits.items()):
+        for j, part in enumerate(values.parts):
+            row: dict[str, Any] = {"circuit": name, "n_edges": int(mask.sum()), "reference": values.reference}
+            row |= {"metric": values.metric.name, "part": part.value, "model": of_model[j], "empty": of_empty[j]}
+            row |= {"value": of_circuits[place, j], "faithfulness": found.estimate[place, j]}
+            row |= {"ci_low": found.low[place, j], "ci_high": found.high[place, j], "n_prompts": int(n_prompts[j])}
+            rows.append(row)
+    return rows
