@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tasks.regression_layout import regression_prompts
     from tasks.regression_predictors import GradientDescent, LeastSquares, PreprocessThenOptimize, Ridge
     from tasks.sparse_regression import SparseRegression
+    from tasks.task_defaults import TaskDefaults
 
 _MODULE_OF = {
     "BigramICL": "bigram",
@@ -28,6 +29,7 @@ _MODULE_OF = {
     "Prompts": "prompts",
     "SparseRegression": "sparse_regression",
     "Task": "protocol",
+    "TaskDefaults": "task_defaults",
     "regression_prompts": "regression_layout",
     # Reference predictors of the bigram task.
     "BayesOptimal": "bigram_predictors",
@@ -69,6 +71,7 @@ __all__ = [
     "Ridge",
     "SparseRegression",
     "Task",
+    "TaskDefaults",
     "regression_prompts",
 ]
 

@@ -170,13 +170,15 @@ class BigramICL:
         """Draw n prompts: inputs and targets [n, seq_len]; the same seed gives the same prompts.
 
         Labels, each [batch, pos]:
-            occurrence: 0 where z_t is no trigger, else 1, 2, …: how often this trigger has occurred so far.
-            trigger: whether z_t is a trigger.
-            output: the output of z_t where it is a trigger (then also the target), else -1.
-            segment: 0 "global" (no trigger), 1 "first" (occurrence 1), 2 "in_context" (occurrence ≥ 2).
-            absorbed: the prompt only goes round a loop of triggers any more, o_k = q_k included, so that no new token
-                can come and copying is trivial; exactly: ``tasks.bigram_labels.find_absorbed``.
-            position: 0 … seq_len - 1.
+
+        - occurrence: 0 where z_t is no trigger, else 1, 2, …: how often this trigger has occurred so far.
+        - trigger: whether z_t is a trigger.
+        - output: the output of z_t where it is a trigger (then also the target), else -1.
+        - segment: 0 "global" (no trigger), 1 "first" (occurrence 1), 2 "in_context" (occurrence ≥ 2).
+        - absorbed: the prompt only goes round a loop of triggers any more, o_k = q_k included, so that no new token can
+          come and copying is trivial; exactly: ``tasks.bigram_labels.find_absorbed``.
+        - position: 0 … seq_len - 1.
+
         ``wrong`` is at a trigger the output of another trigger that occurs in the prompt (where none differs, and
         off triggers: a uniformly drawn token), never the target.
 
