@@ -11,7 +11,7 @@ from interp.checkpoints import checkpoint_steps, load_weights, verdicts
 from interp.history import read_history
 from interp.hooked_transformer import HookedTransformer
 from interp.hooked_transformer_config import HookedTransformerConfig
-from interp.run_record import RunRecord
+from interp.run_record import RECORD_FILE, RunRecord
 from interp.train_config import TrainConfig
 from tasks.errors import InputError
 from tasks.protocol import Task
@@ -52,13 +52,13 @@ class Run:
 
     @classmethod
     def shipped(cls, name: str) -> "Run":
-        """A run that comes with the package.
+        """A run that comes with the package: "sparse-regression-small", or "chen2024/chen-8-linear-0" of a group.
 
         Raises:
             InputError: there is none of that name; the message lists those that exist.
         """
         folder = Path(str(resources.files("interp") / "shipped"))
-        names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        names = sorted(path.parent.relative_to(folder).as_posix() for path in folder.rglob(RECORD_FILE))
         if name not in names:
             available = f"choose from {', '.join(names)}" if names else "this version ships none, train one instead"
             raise InputError(f"there is no shipped run {name!r}: {available}")
