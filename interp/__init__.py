@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from interp.seed_runs import SeedRuns
     from interp.train_config import TrainConfig
     from interp.training import train
+    from interp.training_interventions import TrainingIntervention
     from tasks.errors import InputError
 
 _HOMES = {
@@ -20,6 +21,7 @@ _HOMES = {
     "Run": "interp.run",
     "SeedRuns": "interp.seed_runs",
     "TrainConfig": "interp.train_config",
+    "TrainingIntervention": "interp.training_interventions",
     "train": "interp.training",
     "train_many": "interp.many_seeds",
 }
@@ -31,6 +33,7 @@ __all__ = [
     "Run",
     "SeedRuns",
     "TrainConfig",
+    "TrainingIntervention",
     "train",
     "train_many",
 ]

@@ -13,6 +13,7 @@ from interp.hooked_transformer import HookedTransformer
 from interp.hooked_transformer_config import HookedTransformerConfig
 from interp.run_record import RECORD_FILE, RunRecord
 from interp.train_config import TrainConfig
+from interp.training_interventions import RECEIPT_COLUMNS, read_receipts
 from tasks.errors import InputError
 from tasks.protocol import Task
 
@@ -87,6 +88,19 @@ class Run:
             InputError: history.csv is missing or damaged.
         """
         return read_history(self.path)
+
+    @property
+    def receipts(self) -> pd.DataFrame:
+        """What the interventions of training did: one row for each that acted between two rows of the history.
+
+        Columns: step, the later row's; site; edit; first_step and last_step of its span; fired, once per step;
+        n_values, the numbers written; mean_abs_change of them. Empty for a run without interventions.
+
+        Raises:
+            InputError: receipts.csv is missing or damaged.
+        """
+        rows = read_receipts(self.path) if self.record.interventions else []
+        return pd.DataFrame(rows, columns=list(RECEIPT_COLUMNS))
 
     def verify(self) -> pd.DataFrame:
         """Whether the checkpoints' files are those that were written: columns file and verdict.

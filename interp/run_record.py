@@ -15,6 +15,7 @@ from interp.atomic_files import is_unfinished, make_folder, write_atomically
 from interp.folder_lock import LOCK_FILE
 from interp.hooked_transformer_config import HookedTransformerConfig
 from interp.train_config import TrainConfig
+from interp.training_interventions import InterventionRecord
 from interp.validated import validated
 from tasks.errors import InputError
 from tasks.protocol import Task
@@ -47,6 +48,7 @@ class RunRecord:
     train: TrainConfig
     readouts: tuple[str, ...]
     versions: dict[str, str]
+    interventions: tuple[InterventionRecord, ...] = ()
     initial_sha256: str | None = None  # of the weights that training started from, where init_seed did not draw them
     format: Literal[1] = 1  # of the run folder as a whole
 
@@ -58,6 +60,7 @@ class RunRecord:
         train: TrainConfig,
         readouts: tuple[str, ...] = (),
         initial: Mapping[str, Tensor] | None = None,
+        interventions: tuple[InterventionRecord, ...] = (),
     ) -> "RunRecord":
         """The record of a training that is about to start."""
         return cls(
@@ -66,6 +69,7 @@ class RunRecord:
             train=train,
             readouts=readouts,
             versions=versions(),
+            interventions=interventions,
             initial_sha256=None if initial is None else _digest_of_weights(initial),
         )
 

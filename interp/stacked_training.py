@@ -35,12 +35,16 @@ class StackedTrainees:
             raise InputError(f"trainees that take their steps together stand at different ones ({steps})")
         self.trainees = list(trainees)
         first = self.trainees[0]
+        if first.config.precision != "float32":
+            raise InputError(
+                f"precision = {first.config.precision!r}: trainees take their steps together in float32 only"
+            )
         self._skeleton = _Skeleton(first.model.cfg).to(next(first.model.parameters()).device)
         self._trained: dict[str, nn.Parameter] = {}
         self._fixed: dict[str, Tensor] = {}
         for name, weight in first.model.named_parameters():
             stack = torch.stack([trainee.model.get_parameter(name).detach() for trainee in self.trainees])
-            if weight.requires_grad or name in first.thaw_after:
+            if weight.requires_grad or name in first.still_during:
                 self._trained[name] = nn.Parameter(stack)
             elif not _alike(stack):
                 self._fixed[name] = stack
@@ -55,8 +59,8 @@ class StackedTrainees:
         first = self.trainees[0]
         step = first.step + 1
         batches = [trainee.next_prompts(task) for trainee in self.trainees]
-        for name, last in first.thaw_after.items():
-            self._trained[name].requires_grad_(step > last)
+        for name in first.still_during:
+            self._trained[name].requires_grad_(not first.is_still(name, step))
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(first.config, step)
 

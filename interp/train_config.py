@@ -26,6 +26,10 @@ class TrainConfig:
         grad_clip: the gradient's largest norm; None leaves it as it is.
         freeze_until: patterns (``*`` matches anything) of parameters, each with the last step that leaves them as
             they were: neither gradient nor momentum nor weight decay moves them. The later of two steps counts.
+        freeze_during: patterns of parameters, each with the first and the last step of a span that leaves them as they
+            were, in the same way; momentum gathered before the span is there after it.
+        precision: "float32", or "bfloat16": matrix products of the training step in 16 bits (PyTorch's autocast).
+            Weights, optimiser, losses and everything that is measured stay in 32 bits.
         checkpoint_every: steps between checkpoints; None for none but the first and the last step, always there.
         checkpoint_log_spaced: checkpoints after 1, 2, 4, 8 … steps as well.
         log_every: steps between rows of the history, which has the first and the last step as well.
@@ -55,6 +59,8 @@ class TrainConfig:
     warmup_steps: int = 0
     grad_clip: float | None = None
     freeze_until: dict[str, int] = field(default_factory=dict)
+    freeze_during: dict[str, tuple[int, int]] = field(default_factory=dict)
+    precision: Literal["float32", "bfloat16"] = "float32"
     checkpoint_every: int | None = 100
     checkpoint_log_spaced: bool = False
     log_every: int = 50
@@ -75,6 +81,9 @@ class TrainConfig:
             _check(name, value, "a number of at least 0 and below 1", lambda value: 0 <= value < 1)
         for pattern, step in self.freeze_until.items():
             _check(f"freeze_until[{pattern!r}]", step, "a step of at least 1", lambda value: value >= 1)
+        for pattern, (first, last) in self.freeze_during.items():
+            if not 1 <= first <= last:
+                raise InputError(f"freeze_during[{pattern!r}] = {(first, last)}: expected a first step, then a last")
         for name in ("init_seed", "train_seed", "eval_seed"):
             _check(name, getattr(self, name), "a seed from 0 to 2^32 - 1", lambda value: 0 <= value <= LARGEST_SEED)
 

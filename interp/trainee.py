@@ -3,7 +3,7 @@
 import json
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from interp.initialisation import matching_parameters
 from interp.run_record import differing_versions, versions
 from interp.schedules import learning_rate
 from interp.train_config import TrainConfig
+from interp.training_interventions import InterventionSchedule, TrainingIntervention
 from tasks.errors import InputError
 from tasks.prompts import Prompts
 from tasks.protocol import Task
@@ -44,7 +45,8 @@ class Trainee:
     """A model in training: the weights and everything else that decides what the next step does.
 
     Attributes:
-        thaw_after: the last step of each parameter that ``freeze_until`` holds still.
+        still_during: the spans of steps (first, last) of each parameter that the config holds still for a while.
+        schedule: the interventions that the steps are taken under.
         step: updates done.
         tokens: positions seen.
         seconds: time spent training before ``since``.
@@ -56,7 +58,8 @@ class Trainee:
     model: HookedTransformer
     optimizer: torch.optim.Optimizer
     config: TrainConfig
-    thaw_after: dict[str, int]
+    still_during: dict[str, list[tuple[int, int]]]
+    schedule: InterventionSchedule
     since: float
     loss_sum: Float[Tensor, ""]
     n_scored: Int[Tensor, ""]
@@ -67,23 +70,26 @@ class Trainee:
 
     @classmethod
     def untrained(
-        cls, model_config: HookedTransformerConfig, config: TrainConfig, initial: Mapping[str, Tensor] | None = None
+        cls,
+        model_config: HookedTransformerConfig,
+        config: TrainConfig,
+        initial: Mapping[str, Tensor] | None = None,
+        interventions: Sequence[TrainingIntervention] = (),
     ) -> "Trainee":
         """The model with its initial weights: those given, or drawn from ``model_config.seed``."""
         model = HookedTransformer(model_config)
         if initial is not None:
             model.load_state_dict(initial)
-        thaw_after = _thaw_after(model, config.freeze_until)
+        still_during = _still_during(model, config)
         trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        if not trainable.keys() - thaw_after.keys():
-            raise InputError("no parameter is trained at step 1: freeze fewer of them, in frozen or freeze_until")
         model.to(config.device)
         count = torch.zeros((), dtype=torch.int64, device=config.device)
         return cls(
             model=model,
             optimizer=_optimizer(list(trainable.values()), config),
             config=config,
-            thaw_after=thaw_after,
+            still_during=still_during,
+            schedule=InterventionSchedule(interventions, model, config.steps),
             since=time.perf_counter(),
             loss_sum=torch.zeros((), device=config.device),
             n_scored=count,
@@ -94,15 +100,13 @@ class Trainee:
         """One update of the weights; returns its number, from 1."""
         step = self.step + 1
         prompts = self.next_prompts(task)
-        for name, last in self.thaw_after.items():
-            # Without a gradient the optimiser passes a parameter over: no momentum, no weight decay.
-            self.model.get_parameter(name).requires_grad_(step > last)
+        self.hold_still(step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)
 
         self.optimizer.zero_grad()
-        sums, counts = prompts.loss(self.model(prompts.inputs))
-        loss_sum, n_scored = sums.sum(), counts.sum()
+        with self.schedule.during(self.model, step):
+            loss_sum, n_scored = self._loss(prompts)
         loss = loss_sum / n_scored.clamp(min=1)  # a small batch may score nothing at all
         loss.backward()
         if self.config.grad_clip is not None:
@@ -110,6 +114,53 @@ class Trainee:
         self.optimizer.step()
         self.count_step(loss_sum.detach(), n_scored, prompts.targets.numel())
         return step
+
+    def _loss(self, prompts: Prompts) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+        """The sum over the scored positions of a batch, and how many they are."""
+        half = self.config.precision == "bfloat16"
+        with torch.autocast(torch.device(self.config.device).type, torch.bfloat16, enabled=half):
+            outputs = self.model(prompts.inputs)
+        sums, counts = prompts.loss(outputs.float() if half else outputs)
+        return sums.sum(), counts.sum()
+
+    def is_still(self, name: str, step: int) -> bool:
+        """Whether the config holds this parameter still at this step."""
+        return any(first <= step <= last for first, last in self.still_during.get(name, ()))
+
+    def hold_still(self, step: int) -> None:
+        """Let learn what learns at this step, and nothing else."""
+        for name in self.still_during:
+            # Without a gradient the optimiser passes a parameter over: no momentum, no weight decay.
+            self.model.get_parameter(name).requires_grad_(not self.is_still(name, step))
+
+    def rehearse(self, task: Task) -> None:
+        """One forward pass of every kind that training will make, so that what cannot be is said before it begins.
+
+        Raises:
+            InputError: at some step nothing that learns reaches the loss, or an edit does not fit its site.
+        """
+        prompts = self.next_prompts(task)
+        turns = {turn for spans in self.still_during.values() for first, last in spans for turn in (first, last + 1)}
+        for step in sorted({1} | turns | self.schedule.turns()):
+            if step <= self.config.steps:
+                self.hold_still(step)
+                self._refuse_standstill(prompts, step)
+
+    def _refuse_standstill(self, prompts: Prompts, step: int) -> None:
+        learning = [weight for weight in self.model.parameters() if weight.requires_grad]
+        if not learning:
+            raise InputError(
+                f"no parameter is trained at step {step}: freeze fewer, in frozen, freeze_until or freeze_during"
+            )
+        with self.schedule.during(self.model, step, noted=False):
+            loss_sum, n_scored = self._loss(prompts)
+        if not self.schedule.acts_at(step) or not n_scored:
+            return
+        gradients = torch.autograd.grad(loss_sum, learning, allow_unused=True) if loss_sum.requires_grad else ()
+        if not any(gradient is not None and bool(gradient.any()) for gradient in gradients):
+            raise InputError(
+                f"no trained parameter reaches the loss at step {step}: intervene elsewhere, or freeze fewer of them"
+            )
 
     def next_prompts(self, task: Task) -> Prompts:
         """What the next step learns from."""
@@ -161,6 +212,7 @@ class Trainee:
         for name, weight in self.model.named_parameters():
             for key, value in self.optimizer.state.get(weight, {}).items():
                 state[f"optimizer/{name}/{key}"] = value
+        state |= self.schedule.state()
         facts = {"step": str(self.step), "tokens": str(self.tokens), "seconds": repr(self._seconds_so_far())}
         facts["versions"] = json.dumps(versions())
         save_checkpoint(folder, self.step, self.model.state_dict(), state, facts)
@@ -198,6 +250,7 @@ class Trainee:
                     raise ValueError(f"{key} has shape {list(value.shape)}")
                 # A scalar is AdamW's count of steps, which PyTorch keeps on the CPU.
                 self.optimizer.state[weight][slot] = value.to(weight.device) if value.ndim else value
+        self.schedule.restore(state)
         self.loss_sum = state["average/loss_sum"].to(self.config.device)
         self.n_scored = state["average/n_scored"].to(self.config.device)
         self.since = time.perf_counter()
@@ -206,16 +259,19 @@ class Trainee:
         return self.seconds + time.perf_counter() - self.since
 
 
-def _thaw_after(model: HookedTransformer, freeze_until: Mapping[str, int]) -> dict[str, int]:
-    thaw_after: dict[str, int] = {}
-    for pattern, step in freeze_until.items():
+def _still_during(model: HookedTransformer, config: TrainConfig) -> dict[str, list[tuple[int, int]]]:
+    still: dict[str, list[tuple[int, int]]] = {}
+    spans = [("freeze_until", pattern, (1, step)) for pattern, step in config.freeze_until.items()]
+    spans += [("freeze_during", pattern, span) for pattern, span in config.freeze_during.items()]
+    for field_name, pattern, span in spans:
         names = [name for name in matching_parameters(model, (pattern,)) if model.get_parameter(name).requires_grad]
         if not names:
             raise InputError(
-                f"freeze_until: all that {pattern!r} matches is frozen for good by the model: leave it out"
+                f"{field_name}: all that {pattern!r} matches is frozen for good by the model: leave it out"
             )
-        thaw_after |= {name: max(step, thaw_after.get(name, 0)) for name in names}
-    return thaw_after
+        for name in names:
+            still.setdefault(name, []).append(span)
+    return still
 
 
 def _optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:

@@ -1,6 +1,7 @@
 """Train a model on a task, into a run folder from which it can go on after any interruption."""
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from interp.run import Run
 from interp.run_record import TASK_FOLDER, RunRecord
 from interp.train_config import TrainConfig
 from interp.trainee import Trainee
+from interp.training_interventions import ReceiptRow, TrainingIntervention, read_receipts, write_receipts
 from tasks.errors import InputError
 from tasks.prompts import Prompts
 from tasks.protocol import Task
@@ -41,6 +43,7 @@ def train(
     out: str | Path,
     initial: HookedTransformer | None = None,
     readouts: Mapping[str, Readout] | None = None,
+    interventions: Sequence[TrainingIntervention] = (),
     progress: bool = True,
 ) -> Run:
     """Train a model on fresh prompts and leave a run folder behind; called again, it goes on where it stopped.
@@ -68,6 +71,10 @@ def train(
         initial: a model whose weights to start from, in place of those that ``init_seed`` draws: to train a pruned
             model on (``absent_heads``), say.
         readouts: further columns by name; a readout that gives several figures makes a column ``name_figure`` of each.
+        interventions: edits under which the steps of a span are taken. With them the history has, beside each figure of
+            the evaluation prompts, ``intervened_loss`` and so on: the same under the interventions of that step,
+            empty where none acts; the figures without the prefix, and the readouts, are of the model left alone.
+            ``Run.receipts`` says how often each fired and what it changed.
         progress: whether to show a progress bar (in a terminal) or an occasional line, on standard error.
 
     Raises:
@@ -79,7 +86,7 @@ def train(
     """
     model_config, train_config = resolved_configs(task, config, train_config)
     weights = None if initial is None else initial.state_dict()
-    run = RunInProgress.prepared(task, model_config, train_config, readouts, weights)
+    run = RunInProgress.prepared(task, model_config, train_config, readouts, weights, interventions)
     folder = Path(out)
     if run.is_complete_in(folder):
         return Run.load(folder, task=task)
@@ -112,6 +119,7 @@ class RunInProgress:
     """Measured on the initial weights, before anything is written."""
     folder: Path = Path()
     rows: list[Row] = field(default_factory=list)
+    receipts: list[ReceiptRow] = field(default_factory=list)
 
     @classmethod
     def prepared(
@@ -121,13 +129,16 @@ class RunInProgress:
         train_config: TrainConfig,
         readouts: Mapping[str, Readout] | None = None,
         weights: Mapping[str, Tensor] | None = None,
+        interventions: Sequence[TrainingIntervention] = (),
     ) -> "RunInProgress":
         """Ready to start from the initial weights, nothing yet on disk; configs are complete."""
         readouts = dict(readouts or {})
-        record = RunRecord.of(task, model_config, train_config, tuple(readouts), weights)
-        trainee = Trainee.untrained(model_config, train_config, weights)
+        trainee = Trainee.untrained(model_config, train_config, weights, interventions)
+        trainee.rehearse(task)
+        records = trainee.schedule.records
+        record = RunRecord.of(task, model_config, train_config, tuple(readouts), weights, records)
         eval_prompts = task.sample(train_config.eval_prompts, seed=train_config.eval_seed).to(train_config.device)
-        figures = _measured(trainee.model, eval_prompts, train_config, readouts)
+        figures = _measured(trainee, eval_prompts, readouts)
         return cls(record, trainee, eval_prompts, readouts, figures)
 
     def is_complete_in(self, folder: Path) -> bool:
@@ -166,9 +177,12 @@ class RunInProgress:
             rows = read_rows(folder)
             self.rows = [row for row in rows if row["step"] <= trainee.step]  # a crash undid the later ones
             self._refuse_gaps()
+            if trainee.schedule:
+                self.receipts = [row for row in read_receipts(folder) if row["step"] <= trainee.step]
         else:
             self.rows.append(trainee.history_row() | self.figures)
             write_history(folder, self.rows)
+            self._write_receipts()
             trainee.save(folder)
 
     def log_step(self) -> Row | None:
@@ -176,10 +190,12 @@ class RunInProgress:
         trainee = self.trainee
         if not trainee.config.logs_at(trainee.step):
             return None
+        self.receipts += trainee.schedule.rows(trainee.step)
         trainee.refuse_divergence(self.folder)
-        row = trainee.history_row() | _measured(trainee.model, self.eval_prompts, trainee.config, self.readouts)
+        row = trainee.history_row() | _measured(trainee, self.eval_prompts, self.readouts)
         self.rows.append(row)
         write_history(self.folder, self.rows)
+        self._write_receipts()
         trainee.start_new_average()
         return row
 
@@ -189,6 +205,10 @@ class RunInProgress:
         if asked or trainee.config.saves_at(trainee.step):
             trainee.refuse_divergence(self.folder)
             trainee.save(self.folder)
+
+    def _write_receipts(self) -> None:
+        if self.trainee.schedule:
+            write_receipts(self.folder, self.receipts)
 
     def _refuse_gaps(self) -> None:
         """The rows kept must be those that an uninterrupted run would have."""
@@ -254,11 +274,16 @@ def refuse_unavailable_device(device: str) -> None:
         ) from None
 
 
-def _measured(
-    model: HookedTransformer, prompts: Prompts, config: TrainConfig, readouts: Mapping[str, Readout]
-) -> dict[str, float]:
+def _measured(trainee: Trainee, prompts: Prompts, readouts: Mapping[str, Readout]) -> dict[str, float]:
     """The figures of one row of the history that come from the model."""
-    figures = evaluate(model, prompts, config.batch_size)
+    model, batch_size = trainee.model, trainee.config.batch_size
+    figures = evaluate(model, prompts, batch_size)
+    if trainee.schedule:
+        intervened = dict.fromkeys(figures, math.nan)
+        if trainee.schedule.acts_at(trainee.step):
+            with trainee.schedule.during(model, trainee.step, noted=False):
+                intervened = evaluate(model, prompts, batch_size)
+        figures |= {f"intervened_{name}": figure for name, figure in intervened.items()}
     for name, readout in readouts.items():
         value = readout(model, prompts)
         named = {f"{name}_{key}": part for key, part in value.items()} if isinstance(value, Mapping) else {name: value}
