@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from analyses.circuit import Circuit
     from analyses.circuit_discovery import discover_circuit
     from analyses.circuit_evaluation import evaluate_circuit
+    from analyses.circuit_roc import edge_roc
     from analyses.comparison import compare_predictors
     from analyses.coordinate_map import map_coordinates
     from analyses.crosstalk import crosstalk_against_width
@@ -49,6 +50,7 @@ _HOMES = {
     "compare_predictors": "comparison",
     "crosstalk_against_width": "crosstalk",
     "discover_circuit": "circuit_discovery",
+    "edge_roc": "circuit_roc",
     "effective_heads": "head_assessment",
     "evaluate_circuit": "circuit_evaluation",
     "gap_closed": "bayes_gap",
@@ -85,6 +87,7 @@ __all__ = [
     "compare_predictors",
     "crosstalk_against_width",
     "discover_circuit",
+    "edge_roc",
     "effective_heads",
     "evaluate_circuit",
     "gap_closed",

@@ -74,6 +74,7 @@ def discover_circuit(
     the senders of a receiver depends on names [code]; growing from the output is that of Hanna, Pezzelle and Belinkov
     (2024), Have Faith in Faithfulness [code]. Brute force and its ties are ours.
 
+    >>> import torch
     >>> from interp import HookedTransformer, HookedTransformerConfig
     >>> cfg = HookedTransformerConfig(n_layers=1, d_model=8, n_ctx=4, d_vocab=5, attn_only=True)
     >>> here, there = torch.randint(5, (2, 8, 4), generator=torch.Generator().manual_seed(0))

@@ -13,6 +13,7 @@ from analyses.path_runs import OUTPUT
 _BOX_WIDTH, _BOX_HEIGHT, _GAP = 84, 34, 26
 _ROW_GAP, _MARGIN, _HEADER = 58, 24, 44
 _THINNEST, _WIDEST, _PLAIN = 1.0, 6.0, 1.8
+_LETTER = 8.5  # of the title, at most
 _LANE = 4  # between edges that pass through one gap
 _SHOW_UNUSED = 8  # heads per layer up to which those that the circuit leaves out are shown, pale
 _LIGHT, _DARK = "#ffffff", "#16191d"
@@ -23,24 +24,25 @@ _Edge = tuple[str, str, str]
 
 def drawn(edges: Sequence[_Edge], anatomy: Anatomy, scores: Mapping[Any, float], *, title: str) -> str:
     """The picture as SVG; ``edges`` are (sender, receiver, input), ``scores`` theirs, where there are some."""
-    layout = _Layout.of(edges, anatomy)
+    layout = _Layout.of(edges, anatomy, least_width=2 * _MARGIN + _LETTER * len(title))
     widest = max((abs(scores[edge]) for edge in edges if edge in scores), default=0.0)
     # The weakest are drawn first, so that the strong lie on top.
     ranked = sorted(edges, key=lambda edge: abs(scores.get(edge, 0.0)))
     lines = [layout.edge(edge, scores.get(edge), widest) for edge in ranked]
     boxes = [layout.box(name) for name in layout.boxes]
-    said = "wider: larger |score|; dashed: below 0" if widest else ""
+    said = "wider: larger |score|" if widest else ""
+    said += "; dashed: below 0" if any(scores.get(edge, 0.0) < 0 for edge in edges) else ""
     described = f"Edges: {', '.join(_named(edge) for edge in edges)}" if edges else "It has no edges."
     width, height = f"{layout.width:.0f}", f"{layout.height:.0f}"
     size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-labelledby="title desc" ',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{html.escape(title)}" ',
         f'font-family="{_FONT}">',
-        f'<title id="title">{html.escape(title)}</title><desc id="desc">{html.escape(described)}</desc>',
+        f"<title>{html.escape(title)}</title><desc>{html.escape(described)}</desc>",
         f"<style>{_STYLE}</style>",
-        '<rect class="page" width="100%" height="100%"/>',
-        f'<text class="ink" x="{_MARGIN}" y="{_MARGIN + 4}" font-size="15">{html.escape(title)}</text>',
-        f'<text class="pale" x="{_MARGIN}" y="{_MARGIN + 20}" font-size="11">{said}</text>',
+        '<rect class="circuit-page" width="100%" height="100%"/>',
+        f'<text class="circuit-ink" x="{_MARGIN}" y="{_MARGIN + 4}" font-size="15">{html.escape(title)}</text>',
+        f'<text class="circuit-pale" x="{_MARGIN}" y="{_MARGIN + 20}" font-size="11">{said}</text>',
         *lines,
         *boxes,
         "</svg>",
@@ -48,11 +50,12 @@ def drawn(edges: Sequence[_Edge], anatomy: Anatomy, scores: Mapping[Any, float],
     return "\n".join(parts)
 
 
-_STYLE = (
-    f".page{{fill:{_LIGHT}}}.box{{fill:{_LIGHT}}}.ink{{fill:{INK}}}.line{{stroke:{INK}}}.pale{{fill:{MUTED}}}"
-    f"@media (prefers-color-scheme:dark){{.page{{fill:{_DARK}}}.box{{fill:{_DARK}}}.ink{{fill:{INK_ON_DARK}}}"
-    f".line{{stroke:{INK_ON_DARK}}}}}"
-)
+def _style(page: str, ink: str) -> str:
+    return f".circuit-page,.circuit-box{{fill:{page}}}.circuit-ink{{fill:{ink}}}.circuit-line{{stroke:{ink}}}"
+
+
+_STYLE = f".circuit-pale{{fill:{MUTED}}}{_style(_LIGHT, INK)}"
+_STYLE += f"@media (prefers-color-scheme:dark){{{_style(_DARK, INK_ON_DARK)}}}"
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,11 @@ class _Layout:
     """How many edges already pass through a gap of a row."""
 
     @classmethod
-    def of(cls, edges: Sequence[_Edge], anatomy: Anatomy) -> "_Layout":
+    def of(cls, edges: Sequence[_Edge], anatomy: Anatomy, least_width: float) -> "_Layout":
         used = {name for edge in edges for name in edge[:2]} | {OUTPUT}
         rows = _rows(used, anatomy)
         width = max(_MARGIN * 2 + len(row) * (_BOX_WIDTH + _GAP) - _GAP for row in rows)
-        width = max(width + 2 * _GAP, 300)
+        width = max(width + 2 * _GAP, least_width)
         boxes = {}
         for place, row in enumerate(rows):
             left = (width - len(row) * (_BOX_WIDTH + _GAP) + _GAP) / 2
@@ -99,7 +102,9 @@ class _Layout:
     def box(self, name: str) -> str:
         """A component's box with its name and, for a head, its three inputs."""
         box, top = self.boxes[name], self.top(self.boxes[name].row)
-        stroke = 'class="box line"' if box.colour is None else f'class="box" stroke="{box.colour}"'
+        stroke = (
+            'class="circuit-box circuit-line"' if box.colour is None else f'class="circuit-box" stroke="{box.colour}"'
+        )
         parts = [f'<g opacity="{1 if box.used else 0.35}"><title>{html.escape(name)}</title>']
         corner = f'x="{box.x - _BOX_WIDTH / 2:.1f}" y="{top:.1f}"'
         size = f'width="{_BOX_WIDTH}" height="{_BOX_HEIGHT}" rx="6" stroke-width="{2 if box.used else 1}"'
@@ -126,7 +131,7 @@ class _Layout:
             middle = (y0 + y1) / 2
             bend = "" if x0 == x1 else f"C{x0:.1f} {middle:.1f} {x1:.1f} {middle:.1f} "
             path += f"{bend or 'L'}{x1:.1f} {y1:.1f}"
-        stroke = 'class="line"' if sender.colour is None else f'stroke="{sender.colour}"'
+        stroke = 'class="circuit-line"' if sender.colour is None else f'stroke="{sender.colour}"'
         width, dash, said = _PLAIN, "", _named(edge)
         if score is not None and widest:
             width = _THINNEST + (_WIDEST - _THINNEST) * abs(score) / widest
@@ -177,7 +182,7 @@ def _colour(name: str, anatomy: Anatomy) -> str | None:
 
 def _text(said: str, kind: str, x: float, y: float, size: int) -> str:
     where = f'x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="middle"'
-    return f'<text class="{kind}" {where}>{html.escape(said)}</text>'
+    return f'<text class="circuit-{kind}" {where}>{html.escape(said)}</text>'
 
 
 def _named(edge: _Edge) -> str:

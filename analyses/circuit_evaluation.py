@@ -141,7 +141,7 @@ def evaluate_circuit(
     >>> cfg = HookedTransformerConfig(n_layers=1, d_model=8, n_ctx=4, d_vocab=5, attn_only=True)
     >>> prompts = Prompts.from_tensors(torch.randint(5, (8, 4), generator=torch.Generator().manual_seed(0)))
     >>> model = HookedTransformer(cfg)
-    >>> result = evaluate_circuit(model, Circuit.full(model), prompts, references=["zero"])
+    >>> result = evaluate_circuit(model, Circuit.full(model), prompts, references=["zero"], metric="kl")
     >>> round(float(result.frame["faithfulness"][0]), 3)
     1.0
     """
