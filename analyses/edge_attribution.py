@@ -13,21 +13,22 @@ from numpy import ndarray
 from torch import Tensor
 
 from analyses.batches import batches
+from analyses.edge_gradients import SumsOfEdges, eap, eap_ig_activations, eap_ig_inputs
 from analyses.edge_patching import patched_edges
-from analyses.edge_scores import EdgeWeights, edge_scores, points_of_gradients
+from analyses.edge_scores import EdgeWeights
 from analyses.edges import Edges, edges_of
-from analyses.gradients import metric_gradients, refuse_flat
+from analyses.gradients import refuse_flat
 from analyses.metrics import Group, Metric, MetricLike, groups
 from analyses.patching_figures import effect_map
 from analyses.references import counterfactual_of
 from analyses.result import Result, notes_on_intervals
-from interp.model_adapter import HookedModel, activations, outputs, refuse_other
+from interp.model_adapter import HookedModel, activations, refuse_other
 from interp.statistics import Interval, ratio_interval
 from tasks.errors import InputError
 from tasks.prompts import Prompts
 from tasks.protocol import Task
 
-EdgeMethod = Literal["eap", "eap_ig_inputs", "exact"]
+EdgeMethod = Literal["eap", "eap_ig_inputs", "eap_ig_activations", "exact"]
 EdgeReference = Literal["counterfactual", "zero", "mean"]
 _DEFAULT_STEPS = 8
 _EDGES_AT_ONCE = 2000  # so that the resamples of many edges (2,000 each) take 32 MB
@@ -107,12 +108,16 @@ def attribute_edges(
     - "eap" (edge attribution patching): Σ_pos ⟨Δ, ∂metric/∂input⟩ for all edges from one pass back.
     - "eap_ig_inputs": the same with the gradient averaged over passes whose embeddings lie on the straight line from
       these prompts to the counterfactuals, at ``n_steps`` midpoints.
+    - "eap_ig_activations": the gradient is averaged over passes in which the outputs of the sender's layer move along
+      the straight line to their reference, at ``n_steps`` midpoints, and all behind follows. Heads of a layer move
+      together, an MLP or the embedding alone. The edges that leave those who move together sum to what moving them
+      changes (completeness), up to the error of the steps.
     - "exact": the edge is patched, by one pass for every edge. For small models.
 
     Inputs are taken in the residual stream, before LayerNorm: "exact" computes LayerNorm anew, the others go through
     its exact derivative (its scale moves too). What heads add is z W_O; biases belong to no sender.
 
-    In a linear network all three agree. Effects of edges do not sum to that of the whole in general. Where answers are
+    In a linear network all four agree. Effects of edges do not sum to that of the whole in general. Where answers are
     certain, the loss is flat and its gradient sees little: on the shipped bigram run ("bietti-full-2x4", in context, 16
     prompts of seed 5, 129 edges) scores correlate with exact patching by −0.05 ("eap") and 0.86
     ("eap_ig_inputs") for the loss, by 0.76 and 0.99 for the logit difference.
@@ -131,7 +136,8 @@ def attribute_edges(
             normalisation than LayerNorm, or heads that share keys.
 
     Source: Syed, Rager and Conmy (2023), Attribution Patching Outperforms Automated Circuit Discovery; Hanna, Pezzelle
-    and Belinkov (2024), Have Faith in Faithfulness, whose sums run over right ends instead of midpoints [mem].
+    and Belinkov (2024), Have Faith in Faithfulness, whose sums run over right ends instead of midpoints and, for
+    activations, add up the gradients of all layers' steps for every edge, which is not complete [mem].
 
     >>> from interp.constructions.induction import induction_circuit
     >>> model = induction_circuit(d_vocab=5, n_ctx=6, triggers=[2], attention_logit=5.0, copy_logit=5.0).model
@@ -146,19 +152,24 @@ def attribute_edges(
     steps = _checked(method, reference, counterfactual, by, n_steps)
     judged, parts = Metric.of(metric), list(groups(prompts, by))
     if method == "eap":
-        refuse_flat(judged, method, "'eap_ig_inputs' or 'exact'")
+        refuse_flat(judged, method, "'eap_ig_inputs', 'eap_ig_activations' or 'exact'")
     edges, weights = edges_of(model), EdgeWeights.of(model)
     other = counterfactual_of(prompts, counterfactual, seed=seed) if reference == "counterfactual" else None
-    changes_of = _Changes(model, prompts, other, reference, edges, batch_size)
+    points = list(dict.fromkeys(sender.point for sender in edges.senders))
+    reference_of = _References(model, prompts, other, reference, points, batch_size)
     sums, counts = [], []
     for rows in batches(prompts, batch_size):
         batch = prompts[rows]
         of_batch = [Group(part.value, None if part.mask is None else part.mask[rows]) for part in parts]
-        clean, changes = changes_of(rows)
+        how = (model, batch, judged, of_batch, edges, weights, reference_of(rows))
         if method == "exact":
-            found = patched_edges(model, batch, judged, of_batch, edges, weights.outputs, changes, clean)
+            found = _patched(*how)
+        elif method == "eap":
+            found = eap(*how)
+        elif method == "eap_ig_inputs":
+            found = eap_ig_inputs(*how, n_steps=steps or _DEFAULT_STEPS)
         else:
-            found = _first_order(model, batch, judged, of_batch, edges, weights, changes, clean, steps)
+            found = eap_ig_activations(*how, n_steps=steps or _DEFAULT_STEPS)
         sums.append(found[0])
         counts.append(found[1])
     interval = _intervals(np.concatenate(sums), np.concatenate(counts), confidence, seed)
@@ -173,7 +184,8 @@ def attribute_edges(
 
 _TITLES = {
     "eap": "attribution patching",
-    "eap_ig_inputs": "attribution patching with integrated gradients",
+    "eap_ig_inputs": "attribution patching with integrated gradients (inputs)",
+    "eap_ig_activations": "attribution patching with integrated gradients (activations)",
     "exact": "exact patching",
 }
 
@@ -188,22 +200,23 @@ def _checked(method: str, reference: str, counterfactual: object, by: str | None
         raise InputError(f"reference = {reference!r} takes no counterfactual: drop it, or the reference")
     if by in _OWN_COLUMNS:
         raise InputError(f"by = {by!r} is also a column of the table: rename the label")
-    if method != "eap_ig_inputs":
+    if method not in ("eap_ig_inputs", "eap_ig_activations"):
         if n_steps is not None:
-            raise InputError(f"method = {method!r} takes no n_steps: drop it, or choose method = 'eap_ig_inputs'")
+            takers = "'eap_ig_inputs' or 'eap_ig_activations'"
+            raise InputError(f"method = {method!r} takes no n_steps: drop it, or choose method = {takers}")
         return None
-    if reference != "counterfactual":
+    if method == "eap_ig_inputs" and reference != "counterfactual":
         raise InputError(
             f"method = 'eap_ig_inputs' goes from the prompts to their counterfactuals: reference = {reference!r} has "
-            "none, choose method = 'eap' or 'exact'"
+            "none, choose method = 'eap', 'eap_ig_activations' or 'exact'"
         )
     if n_steps is not None and n_steps < 1:
         raise InputError(f"n_steps = {n_steps}: an integral needs at least 1 step")
     return n_steps or _DEFAULT_STEPS
 
 
-class _Changes:
-    """What each sender's output is in a batch's clean run, and how it differs in the reference."""
+class _References:
+    """What each sender's output is in the reference run."""
 
     def __init__(
         self,
@@ -211,64 +224,40 @@ class _Changes:
         prompts: Prompts,
         counterfactual: Prompts | None,
         reference: EdgeReference,
-        edges: Edges,
+        points: Sequence[str],
         batch_size: int,
     ):
-        self.model, self.prompts, self.counterfactual = model, prompts, counterfactual
-        self.points = list(dict.fromkeys(sender.point for sender in edges.senders))
-        self.residuals = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
-        self.means: dict[str, Tensor] | None = None
-        if reference == "mean":
-            self.means = self._means(batch_size)
+        self.model, self.counterfactual, self.points = model, counterfactual, points
+        self.means = self._means(prompts, batch_size) if reference == "mean" else None
 
-    def __call__(self, rows: slice) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The clean activations, residual streams included, and reference minus clean at the senders' points."""
-        _, clean = activations(self.model, self.prompts.inputs[rows], [*self.points, *self.residuals])
+    def __call__(self, rows: slice) -> Mapping[str, Tensor | float]:
+        """A batch's activations at the senders' points; for all alike, or 0, where the reference is."""
         if self.counterfactual is not None:
-            _, there = activations(self.model, self.counterfactual.inputs[rows], [*self.points, *self.residuals])
-        else:
-            there = self.means
-        return clean, {point: (0 if there is None else there[point]) - clean[point] for point in self.points}
+            return activations(self.model, self.counterfactual.inputs[rows], self.points)[1]
+        return self.means or dict.fromkeys(self.points, 0.0)
 
-    def _means(self, batch_size: int) -> dict[str, Float[Tensor, "pos *rest"]]:
+    def _means(self, prompts: Prompts, batch_size: int) -> dict[str, Float[Tensor, "pos *rest"]]:
         totals: dict[str, Tensor] = {}
-        for rows in batches(self.prompts, batch_size):
-            _, found = activations(self.model, self.prompts.inputs[rows], self.points)
+        for rows in batches(prompts, batch_size):
+            _, found = activations(self.model, prompts.inputs[rows], self.points)
             for point, activation in found.items():
                 totals[point] = totals.get(point, 0) + activation.sum(dim=0)
-        return {point: total / len(self.prompts) for point, total in totals.items()}
+        return {point: total / len(prompts) for point, total in totals.items()}
 
 
-def _first_order(
+def _patched(
     model: HookedModel,
     batch: Prompts,
     metric: Metric,
     parts: Sequence[Group],
     edges: Edges,
     weights: EdgeWeights,
-    changes: Mapping[str, Tensor],
-    clean: Mapping[str, Tensor],
-    n_steps: int | None,
-) -> tuple[Float[ndarray, "batch edge part"], Float[ndarray, "batch part"]]:
-    """Scores by gradients at the clean run, or averaged on the way from its embeddings to the counterfactuals'."""
-    points = points_of_gradients(edges)
+    reference: Mapping[str, Tensor | float],
+) -> SumsOfEdges:
     residuals = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
-    clean_outputs = None if n_steps is None else outputs(model, batch.inputs)
-    total: Tensor | None = None
-    for step in range(n_steps or 1):
-        value = None
-        if n_steps is not None:
-            value = clean["hook_embed"] + (step + 0.5) / n_steps * changes["hook_embed"]
-        found = metric_gradients(
-            model, batch, metric, parts, points, leaf="hook_embed", seen=residuals, value=value, clean=clean_outputs
-        )
-        of_step = torch.stack(
-            [edge_scores(edges, weights, changes, found.activations, gradients) for gradients in found.by_part], dim=-1
-        ).double()
-        total = of_step if total is None else total + of_step
-    assert total is not None
-    # + 0.0, since what an idle head is multiplied with may leave −0
-    return (total / (n_steps or 1)).cpu().numpy() + 0.0, found.counts.cpu().numpy()
+    _, clean = activations(model, batch.inputs, [*reference, *residuals])
+    changes = {point: there - clean[point] for point, there in reference.items()}
+    return patched_edges(model, batch, metric, parts, edges, weights.outputs, changes, clean)
 
 
 def _intervals(

@@ -50,9 +50,9 @@ class EdgeWeights:
 
 
 def points_of_gradients(edges: Edges) -> list[str]:
-    """The hook points whose gradients ``edge_scores`` needs, the embeddings first."""
+    """The hook points whose gradients ``edge_scores`` needs."""
     read = (one.point if one.head is None else _point_in_head(one.layer, one.input) for one in edges.receivers)
-    return list(dict.fromkeys(["hook_embed", *read]))
+    return list(dict.fromkeys(read))
 
 
 def edge_scores(
@@ -68,8 +68,8 @@ def edge_scores(
     nothing of shape [batch, pos, head, d_model] is made. Through a LayerNorm with x̂ = (x − mean) / s its exact
     derivative is used: (1/s) [Δ C γ W_Q g − ⟨x̂, Δ⟩ ⟨x̂, C γ W_Q g⟩ / d_model], C and γ as in ``EdgeWeights``.
     """
-    n_batch = gradients["hook_embed"].shape[0]
-    scores = gradients["hook_embed"].new_zeros(n_batch, len(edges.senders), len(edges.receivers))
+    like = next(iter(gradients.values()))
+    scores = like.new_zeros(like.shape[0], len(edges.senders), len(edges.receivers))
     for r, receiver in enumerate(edges.receivers):
         if receiver.head is None:
             gradient = gradients[receiver.point]

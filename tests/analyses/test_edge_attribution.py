@@ -147,7 +147,7 @@ def test_scores_in_head_space_are_those_of_the_definition(variant, reference, pr
 
 
 @pytest.mark.parametrize("attn_fn", ["softmax", "linear"])
-@pytest.mark.parametrize("method", ["eap", "eap_ig_inputs"])
+@pytest.mark.parametrize("method", ["eap", "eap_ig_inputs", "eap_ig_activations"])
 def test_in_a_linear_network_scores_are_the_effects_of_patching(method, attn_fn, prompts):
     model = linear_model(attn_fn=attn_fn)
     first, exact = (
@@ -214,7 +214,50 @@ def test_embeddings_are_interpolated_at_midpoints(prompts):
     assert abs(found["embed", "output"] - plain["embed", "output"]) > 1e-4
 
 
-@pytest.mark.parametrize("method", ["eap", "exact"])
+@each_variant
+@pytest.mark.parametrize("reference", ["counterfactual", "zero", "mean"])
+def test_edges_that_leave_a_layer_sum_to_what_moving_it_changes(variant, reference, prompts):
+    """Completeness, measured by ablations: the oracle moves all heads of a layer, an MLP, or the embedding together."""
+    model = random_model(**VARIANTS[variant])
+    mlps = [f"L{layer}.mlp" for layer in range(2) if f"blocks.{layer}.hook_mlp_out" in model.hook_dict]
+    together = [["embed"], ["L0H0", "L0H1"], ["L1H0", "L1H1"], *([mlp] for mlp in mlps)]
+    moved = ablate(model, prompts, together, method=reference, metric="prob").frame["delta"].to_numpy()
+    how = {"method": "eap_ig_activations", "reference": reference, "metric": "prob"}
+
+    def errors(n_steps):
+        frame = attribute_edges(model, prompts, n_steps=n_steps, **how).frame
+        sums = [frame.loc[frame["sender"].isin(senders), "score"].sum() for senders in together]
+        return np.abs(np.array(sums) - moved).max()
+
+    few, many = errors(6), errors(60)
+    assert many < 0.02 * np.abs(moved).max()
+    assert many < max(few / 3, 1e-6)  # 1 / n_steps² where all is smooth, less where attention has a kink
+
+
+def test_outputs_of_a_layer_are_interpolated_together_at_midpoints(prompts):
+    """With one step gradients are those of a run in which both heads' outputs lie halfway to the reference."""
+    model = random_model(normalization_type="LN", act_fn="gelu")
+    found = named(attribute_edges(model, prompts, method="eap_ig_activations", n_steps=1).frame)
+    point = "blocks.0.attn.hook_z"
+    here, there = (model.run_with_cache(one.inputs)[1][point] for one in (prompts, prompts.counterfactual))
+    kept = {}
+
+    def halfway(activation, hook):
+        return ((here + there) / 2).detach().requires_grad_()
+
+    def keep(activation, hook):
+        kept[hook.name] = activation
+
+    reads = ["blocks.1.hook_mlp_in", "blocks.1.hook_resid_post"]
+    out = model.run_with_hooks(prompts.inputs, fwd_hooks=[(point, halfway), *((read, keep) for read in reads)])
+    sums, counts = prompts.loss(out)
+    slopes = torch.autograd.grad(sums.sum() / counts.sum(), [kept[read] for read in reads])
+    change = ((there - here)[:, :, 1] @ model.W_O[0, 1]).detach()
+    for receiver, slope in zip(("L1.mlp", "output"), slopes, strict=True):
+        assert found["L0H1", receiver] == pytest.approx(float((change * slope).sum()), abs=1e-10)
+
+
+@pytest.mark.parametrize("method", ["eap", "eap_ig_activations", "exact"])
 def test_the_edges_of_the_circuit_score_highest_and_idle_ones_exactly_nothing(method, circuit):
     model, _, prompts = circuit
     frame = attribute_edges(model, prompts, method=method, reference="zero").frame
@@ -228,7 +271,7 @@ def test_the_edges_of_the_circuit_score_highest_and_idle_ones_exactly_nothing(me
     assert idle[["score", "ci_low", "ci_high"]].abs().to_numpy().max() == 0.0
 
 
-@pytest.mark.parametrize("method", ["eap", "eap_ig_inputs", "exact"])
+@pytest.mark.parametrize("method", ["eap", "eap_ig_inputs", "eap_ig_activations", "exact"])
 def test_a_counterfactual_that_changes_the_answer_lights_up_the_edges_that_carry_it(method, circuit):
     """Other outputs after the same triggers change what is copied, not where from."""
     model, task, prompts = circuit
@@ -242,7 +285,7 @@ def test_a_counterfactual_that_changes_the_answer_lights_up_the_edges_that_carry
 def test_a_counterfactual_like_the_prompts_moves_nothing(prompts):
     model = random_model(normalization_type="LN")
     same = Prompts.from_tensors(prompts.inputs.clone())
-    for method in ("eap", "eap_ig_inputs", "exact"):
+    for method in ("eap", "eap_ig_inputs", "eap_ig_activations", "exact"):
         frame = attribute_edges(model, prompts, same, method=method).frame
         assert frame[["score", "ci_low", "ci_high"]].abs().to_numpy().max() == 0.0
 
@@ -260,7 +303,10 @@ def test_the_edges_of_preprocess_then_optimise_are_found_and_no_others(method):
     assert {edge for edge, score in named(result.frame).items() if score != 0} == expected
 
 
-@pytest.mark.parametrize(("method", "reference"), [("eap", "counterfactual"), ("eap", "mean"), ("exact", "mean")])
+@pytest.mark.parametrize(
+    ("method", "reference"),
+    [("eap", "counterfactual"), ("eap_ig_activations", "mean"), ("eap", "mean"), ("exact", "mean")],
+)
 def test_batches_do_not_matter_and_parts_recombine(method, reference, prompts):
     model = random_model(normalization_type="LN", mlp_layers=(0,))
     whole = attribute_edges(model, prompts, method=method, reference=reference).matrix()
@@ -314,6 +360,8 @@ def test_attention_and_mlp_in_parallel_do_not_read_each_other():
     [
         ({"method": "exact", "n_steps": 3}, "takes no n_steps"),
         ({"method": "eap_ig_inputs", "n_steps": 0}, "n_steps = 0"),
+        ({"method": "eap_ig_activations", "n_steps": -1}, "n_steps = -1"),
+        ({"method": "eap_ig_activations", "metric": "accuracy"}, "metric = 'accuracy' has no gradient"),
         ({"method": "eap_ig_inputs", "reference": "zero"}, "goes from the prompts to their counterfactuals"),
         ({"metric": "accuracy"}, "metric = 'accuracy' has no gradient"),
         ({"metric": "kl"}, "its gradient there is 0"),
@@ -343,7 +391,10 @@ def test_counterfactuals_that_do_not_serve_are_refused(prompts):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"method": "eap_ig"}, "method = 'eap_ig' is unknown: choose 'eap', 'eap_ig_inputs', 'exact'"),
+        (
+            {"method": "eap_ig"},
+            "method = 'eap_ig' is unknown: choose 'eap', 'eap_ig_inputs', 'eap_ig_activations', 'exact'",
+        ),
         ({"reference": "noise"}, "reference = 'noise' is unknown"),
         ({"metric": "los"}, "metric = 'los' is unknown"),
     ],
