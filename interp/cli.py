@@ -14,6 +14,7 @@ from interp.command_errors import INTERRUPTED, exit_code_of
 if TYPE_CHECKING:
     from interp.run import Run
     from interp.seed_runs import SeedRuns
+    from interp.sweeps.trial import Trial
     from interp.training_setup import TrainingSetup
 
 DEMO_PRESET = "bietti-simplified-ff"
@@ -114,6 +115,41 @@ def train(
     _refuse_without_seeds({"--how": how})
     run = _train(task, preset, settings or [], options, seed=seed, **corpus, initial=initial, out=out)
     typer.echo(f"{run.path}: {run.steps[-1]} steps, {_last_figures(run)}")
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A TOML file: task, seeds, [settings], [grid], [[trial]], [resources].")],
+    out: Annotated[Path, typer.Option("--out", help="The sweep's folder; the same command continues what it holds.")],
+    engine: Annotated[str, typer.Option(help="local: this machine's cores; ray: a local Ray or a cluster.")] = "local",
+    address: Annotated[str | None, typer.Option(help="With --engine ray: a running cluster's.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Trials at a time; by default what the cores allow.")] = None,
+) -> None:
+    """Train every combination of settings and seeds in a file: one folder, one table, trials.csv."""
+    from interp.sweeps.sweep_run import run_sweep
+
+    with _stopping_said():
+        table = run_sweep(
+            file,
+            train_trial,
+            out=out,
+            engine=engine,  # pyright: ignore[reportArgumentType]
+            address=address,
+            workers=workers,
+        )
+    counts = ", ".join(f"{count} {status}" for status, count in table["status"].value_counts().items())
+    typer.echo(f"{out / 'trials.csv'}: {counts}")
+
+
+def train_trial(trial: "Trial", folder: Path) -> dict[str, float]:
+    """Train a trial of a sweep in a folder; the last figures of its history, times and rate aside. Workers call it."""
+    from interp.training import train
+
+    setup = trial.set_up()
+    readouts = _readouts(setup.task, setup.model_config)
+    run = train(setup.task, setup.model_config, setup.train_config, out=folder, readouts=readouts, progress=False)
+    last = run.history.iloc[[-1]].to_dict("records")[0]
+    return {str(name): value for name, value in last.items() if name not in ("seconds", "lr")}
 
 
 @app.command()

@@ -22,6 +22,10 @@ class RunWarning(UserWarning):
     """Something about a run folder that training goes on in spite of, and that its owner should know."""
 
 
+class LockedError(InputError):
+    """Somebody else writes the folder just now."""
+
+
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Be the only one who writes this folder, for a with-block.
@@ -30,7 +34,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
     On a file system or operating system without such locks a RunWarning says so, and the block runs unprotected.
 
     Raises:
-        InputError: another process, or another thread, holds the lock; or the file cannot be made.
+        LockedError: another process, or another thread, holds the lock.
+        InputError: the file cannot be made.
     """
     file = _locked(folder)
     try:
@@ -56,7 +61,7 @@ def _locked(folder: Path) -> TextIO | None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             with file:
-                raise InputError(
+                raise LockedError(
                     f"{folder} is being trained by another process ({_holder(file)}): wait until it ends, or choose "
                     "another folder"
                 ) from None

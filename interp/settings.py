@@ -2,7 +2,7 @@
 
 import ast
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from interp.validated import unknown_key
@@ -21,36 +21,53 @@ def parse_settings(settings: Sequence[str], sections: Mapping[str, Collection[st
     >>> parse_settings(["lr=0.1", "task.seed=3"], {"task": ["seed"], "train": ["lr", "seed"]})
     {'task': {'seed': 3}, 'train': {'lr': 0.1}}
     """
-    found: dict[str, dict[str, Any]] = {section: {} for section in sections}
+    pairs = []
     for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator:
             raise InputError(f"--set {setting} has no value: write --set {setting}=VALUE")
-        section, field = _find(key.strip(), sections)
+        pairs.append((key.strip(), _parse_value(text.strip())))
+    return assign_settings(pairs, sections, said_as="--set ")
+
+
+def assign_settings(
+    pairs: Iterable[tuple[str, Any]], sections: Mapping[str, Collection[str]], said_as: str = ""
+) -> dict[str, dict[str, Any]]:
+    """Each section's fields that these keys set; keys as for ``parse_settings``, lists become tuples.
+
+    Raises:
+        InputError: an unknown or ambiguous key, or a field that is set twice; ``said_as`` stands before the key.
+
+    >>> assign_settings([("lr", 0.1), ("betas", [0.9, 0.99])], {"train": ["lr", "betas"]})
+    {'train': {'lr': 0.1, 'betas': (0.9, 0.99)}}
+    """
+    found: dict[str, dict[str, Any]] = {section: {} for section in sections}
+    for key, value in pairs:
+        section, field = _find(key, sections, said_as)
         if field in found[section]:
             raise InputError(f"{section}.{field} is set twice: set it once")
-        found[section][field] = _parse_value(text.strip())
+        found[section][field] = _with_tuples(value)
     return found
 
 
-def _find(key: str, sections: Mapping[str, Collection[str]]) -> tuple[str, str]:
+def _find(key: str, sections: Mapping[str, Collection[str]], said_as: str) -> tuple[str, str]:
     full_names = {f"{section}.{field}": (section, field) for section, fields in sections.items() for field in fields}
     if key in full_names:
         return full_names[key]
     candidates = [name for name, (_, field) in full_names.items() if field == key]
     if len(candidates) > 1:
-        raise InputError(f"--set {key} is ambiguous: write {' or '.join(candidates)}")
+        raise InputError(f"{said_as}{key} is ambiguous: write {' or '.join(candidates)}")
     if not candidates:
         # Whoever writes a bare name should be answered in bare names.
         known = full_names if "." in key else dict.fromkeys(field for _, field in full_names.values())
-        raise InputError(f"--set {key}: {unknown_key(key, 'a run', known)}")
+        raise InputError(f"{said_as}{key}: {unknown_key(key, 'a run', known)}")
     return full_names[candidates[0]]
 
 
 def _parse_value(text: str) -> Any:
     for parse in (json.loads, ast.literal_eval):
         try:
-            return _with_tuples(parse(text))
+            return parse(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):  # all that literal_eval raises
             continue
     return text
