@@ -2,15 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
+
 from analyses.memory_readouts import recall_readouts
+from analyses.memory_scores import previous_token_scores
+from analyses.memory_statistics import unique_best
 from analyses.papers.claims import Scale
 from analyses.papers.jobs import Arm, Training
+from interp.hooked_transformer import HookedTransformer
 from interp.presets import preset
+from interp.run import Run
 from interp.train_config import TrainConfig
 from interp.training import Readout
 from tasks import BigramICL
+from tasks.prompts import Prompts
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,6 @@ class Setting:
     steps: int
     log_every: int
     eval_prompts: int
-    test_prompts: int
 
     @property
     def half(self) -> int:
@@ -38,10 +45,9 @@ SETTINGS: Mapping[Scale, Setting] = {
         d_model=128,
         seq_len=64,
         batch_size=64,
-        steps=240,
+        steps=200,
         log_every=10,
         eval_prompts=128,
-        test_prompts=1024,
     ),
     "full": Setting(
         n_seeds=10,
@@ -51,10 +57,10 @@ SETTINGS: Mapping[Scale, Setting] = {
         steps=600,
         log_every=20,
         eval_prompts=256,
-        test_prompts=2048,
     ),
 }
 
+_TEST_PROMPTS_PER_EVAL = 8
 TEST_SEED = 2**31
 """Test prompts are drawn with (TEST_SEED, seed): no training or evaluation has such a seed."""
 
@@ -114,9 +120,40 @@ def untrained(scale: Scale, **how: Any) -> Arm:
     return arm("untrained", scale, **how, training={"lr": 1e-12, "steps": 2, "log_every": 1})
 
 
+def task_of(run: Run) -> BigramICL:
+    """The bigram task that a run was trained on."""
+    assert isinstance(run.task, BigramICL)
+    return run.task
+
+
+def eval_prompts(run: Run) -> Prompts:
+    """The prompts on which the run's history was measured."""
+    return run.task.sample(run.train_config.eval_prompts, seed=run.train_config.eval_seed)
+
+
+def test_prompts(task: BigramICL, run: Run) -> Prompts:
+    """Fresh prompts of a task, which need not be the run's own, for the run's seed."""
+    n = _TEST_PROMPTS_PER_EVAL * run.train_config.eval_prompts
+    return task.sample(n, seed=(TEST_SEED, run.train_config.init_seed))
+
+
+def early_positions(n_pos: int) -> int:
+    """Where early positions end: at a quarter, as the paper's 64 of 256 [code]."""
+    return n_pos // 4
+
+
 def readouts(task: BigramICL) -> dict[str, Readout]:
-    """What the history holds beside loss and accuracy."""
-    return {**recall_readouts(task)}
+    """What the history holds beside loss and accuracy: the recall probes, W_K1's also by early and late positions."""
+    cut = early_positions(task.n_ctx) - 1  # the first row of the scores is position 1
+    parts = {"recall_W_K1_early": slice(None, cut), "recall_W_K1_late": slice(cut, None)}
+    split = {name: partial(_recall_W_K1, task.n_ctx, rows) for name, rows in parts.items()}
+    return {**recall_readouts(task), **split}
+
+
+def _recall_W_K1(n_pos: int, rows: slice, model: HookedTransformer, _prompts: Prompts) -> float:
+    scores = previous_token_scores(model.W_pos[:n_pos], model.W_Q[0, 0], model.W_K[0, 0])
+    recalled = unique_best(scores) == torch.arange(len(scores))
+    return float(recalled[rows].double().mean())
 
 
 def about(scale: Scale) -> Sequence[str]:

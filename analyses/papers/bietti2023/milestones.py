@@ -1,0 +1,34 @@
+"""When a curve has come halfway."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy import ndarray
+
+
+def step_of_passing(steps: Sequence[float] | ndarray, values: Sequence[float] | ndarray, mark: float) -> float:
+    """The first step at which the curve, straight between its points, reaches the mark; the last step if it never does.
+
+    So a curve that never gets there counts as if it did at the very end, which understates how late it is.
+
+    >>> step_of_passing([0, 10, 20], [0.0, 0.2, 0.6], 0.4), step_of_passing([0, 10], [0.0, 0.2], 0.4)
+    (15.0, 10.0)
+    """
+    steps, values = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
+    reached = np.flatnonzero(values >= mark)
+    if len(reached) == 0:
+        return float(steps[-1])
+    first = int(reached[0])
+    if first == 0:
+        return float(steps[0])
+    before, after = values[first - 1], values[first]
+    return float(steps[first - 1] + (steps[first] - steps[first - 1]) * (mark - before) / (after - before))
+
+
+def log2_ratio(later: float, earlier: float) -> float:
+    """How many doublings lie between two steps; both count as at least 1.
+
+    >>> log2_ratio(40, 10), log2_ratio(8, 0)
+    (2.0, 3.0)
+    """
+    return float(np.log2(max(later, 1.0) / max(earlier, 1.0)))
