@@ -117,10 +117,12 @@ class Trainee:
 
     def _loss(self, prompts: Prompts) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
         """The sum over the scored positions of a batch, and how many they are."""
-        half = self.config.precision == "bfloat16"
-        with torch.autocast(torch.device(self.config.device).type, torch.bfloat16, enabled=half):
+        if self.config.precision == "float32":
             outputs = self.model(prompts.inputs)
-        sums, counts = prompts.loss(outputs.float() if half else outputs)
+        else:
+            with torch.autocast(torch.device(self.config.device).type, torch.bfloat16):
+                outputs = self.model(prompts.inputs).float()
+        sums, counts = prompts.loss(outputs)
         return sums.sum(), counts.sum()
 
     def is_still(self, name: str, step: int) -> bool:

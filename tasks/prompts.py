@@ -103,7 +103,9 @@ class Prompts:
         return self._map(lambda part: part[index])
 
     def to(self, device: torch.device | str) -> "Prompts":
-        """The same prompts on another device."""
+        """The same prompts on another device; the copy to a GPU is not waited for."""
+        if torch.device(device).type == "cuda":
+            return self._map(lambda part: (part if part.is_cuda else part.pin_memory()).to(device, non_blocking=True))
         return self._map(lambda part: part.to(device))
 
     def score_only(self, mask: Bool[Tensor, "batch pos"]) -> "Prompts":
@@ -125,6 +127,8 @@ class Prompts:
         >>> prompts.loss(torch.zeros(1, 2, 2))
         (tensor([0.6931]), tensor([1]))
         """
+        if self.scored.device.type != "cpu":
+            return self._loss_everywhere(outputs).masked_fill(~self.scored, 0).sum(dim=1), self.scored.sum(dim=1)
         rows, columns = self.scored.nonzero(as_tuple=True)
         if self.targets.is_floating_point():
             predictions = outputs.squeeze(-1) if outputs.ndim == 3 else outputs
@@ -133,6 +137,14 @@ class Prompts:
             each = F.cross_entropy(outputs[rows, columns], self.targets[rows, columns], reduction="none")
         sums = torch.zeros(len(self), dtype=each.dtype, device=each.device).index_add(0, rows, each)
         return sums, self.scored.sum(dim=1)
+
+    def _loss_everywhere(self, outputs: Float[Tensor, "batch pos *d_out"]) -> Float[Tensor, "batch pos"]:
+        """The loss of every position. To look up which are scored would make the host wait for a GPU at every step."""
+        if self.targets.is_floating_point():
+            predictions = outputs.squeeze(-1) if outputs.ndim == 3 else outputs
+            return (predictions - self.targets).square()
+        each = F.cross_entropy(outputs.flatten(0, 1), self.targets.flatten(), reduction="none")
+        return each.unflatten(0, self.targets.shape)
 
     def accuracy(self, outputs: Float[Tensor, "batch pos vocab"]) -> tuple[Int[Tensor, "batch"], Int[Tensor, "batch"]]:
         """How many scored positions have their target as the largest logit, and how many there are, per prompt.
