@@ -8,7 +8,7 @@ TYPED := --jaxtyping-packages=interp,tasks,analyses,beartype.beartype
 PARALLEL := -n 2 --dist loadfile
 DEMO_OUT ?= demo
 
-.PHONY: demo test test-all check parity bench docs clean
+.PHONY: demo test test-all check parity oracles bench docs clean
 
 demo: $(VENV)/runtime
 	$(BIN)/interp demo --out $(DEMO_OUT)
@@ -34,6 +34,10 @@ check: $(VENV)/dev
 # The last TransformerLens that has its own HookedTransformer, in an environment of its own.
 parity: .venv-parity/ready
 	.venv-parity/bin/python -m pytest -m parity
+
+# How far every method is from the truth, on circuits whose every effect is known; fails if one is off.
+oracles: $(VENV)/dev
+	$(BIN)/python scripts/oracles.py
 
 bench: $(VENV)/dev
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done

@@ -113,7 +113,7 @@ def _model(beta: float, gamma: float):
             attn = block.attn
             attn.W_Q[0, position.stop - 1, 0] = beta * scale  # the last position asks
             attn.W_K[0, position.start + 1, 0] = 1  # position 1 answers
-            attn.W_V[0, token, :_N_TOKENS] = one_each
+            attn.W_V[0, token.start + 1 : token.stop, 1:_N_TOKENS] = one_each[1:, 1:]  # the beginning says nothing
             attn.W_O[0, :_N_TOKENS, answer] = gamma * one_each
         first, second = (block.attn for block in model.blocks)
         first.W_V[0, mark, _N_TOKENS] = 1

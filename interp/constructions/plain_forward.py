@@ -5,6 +5,7 @@ It shares no code with the model that it follows, so it is what hooks, ablations
 
 from collections.abc import Iterator, Mapping
 from itertools import chain, combinations, permutations
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -170,6 +171,28 @@ def measured_effects(model: HookedTransformer, prompts: Prompts, reference: Prom
         edge: after(inputs, edges={edge: there[edge.split("->")[0]]}) - clean for edge in edges
     }
     return found
+
+
+def edge_slopes(
+    model: HookedTransformer, prompts: Prompts, reference: Literal["zero", "counterfactual"]
+) -> dict[str, float]:
+    """What patching each edge does to first order, by central differences: what edge attribution patching defines.
+
+    Raises:
+        InputError: a model that the plain forward pass does not follow.
+    """
+    plain, inputs, step = PlainTransformer(model), prompts.inputs.numpy(), 1e-5
+    _, here = plain(inputs)
+    there = {name: 0 * output for name, output in here.items()}
+    if reference == "counterfactual" and prompts.counterfactual is not None:
+        _, there = plain(prompts.counterfactual.inputs.numpy())
+
+    def towards(edge: str, share: float) -> float:
+        sender = edge.split("->")[0]
+        moved = here[sender] + share * (there[sender] - here[sender])
+        return logit_difference(plain(inputs, edges={edge: moved})[0], prompts)
+
+    return {edge: (towards(edge, step) - towards(edge, -step)) / (2 * step) for edge in plain.edges()}
 
 
 def _shapley(value: Mapping[frozenset[str], float]) -> dict[str, float]:

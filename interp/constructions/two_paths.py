@@ -40,7 +40,7 @@ def two_path_circuit(
     >>> [round(value, 2) for value in known.effects["shapley"].values()]
     [-3.99, -2.99, -2.99]
     >>> [round(value, 2) for value in known.effects["integrated"].values()]
-    [-4.99, -2.49, -2.49]
+    [-4.99, -2.5, -2.5]
     """
     for name, value in (("attention_logit", attention_logit), ("copy_logit", copy_logit), ("joint_logit", joint_logit)):
         check_real(name, value)
@@ -95,8 +95,8 @@ def two_path_circuit(
             "edges, counterfactual": edges_swapped,
         },
         baseline=gamma * 2 * p + joint,
-        # a kink: at most one midpoint's cell is taken for active, or for silent, over at most half of it
-        quadrature=(kappa * max(_TO_MLP) * p / 2, 1),
+        # a midpoint is off by half a cell at a kink, and on the way to the counterfactual there are two
+        quadrature=(kappa * sum(_TO_MLP) * p, 1),
         decoys=("L0H3",),
     )
 
