@@ -1,5 +1,6 @@
 """Trials as tasks of Ray: on a local Ray, or on the machines of a cluster that share a folder."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,9 @@ def _do_trial(trial: Trial, out: str, train_trial: TrainTrial) -> None:
 
 def _imported_ray() -> Any:
     try:
-        import ray
+        return importlib.import_module("ray")
     except ImportError:
         raise InputError(NEEDS_RAY) from None
-    return ray
 
 
 def _first_line(error: BaseException) -> str:

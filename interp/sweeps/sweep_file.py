@@ -106,13 +106,13 @@ def _parsed(table: Mapping[str, Any]) -> SweepFile:
         raise InputError("[trial] is one table: write [[trial]], so that there can be several")
     if isinstance(table.get("seeds"), bool):
         raise InputError(f"seeds = {table['seeds']}: give how many, or a list")
+    for key in ("grid", "resources"):
+        if not isinstance(table.get(key, {}), dict):
+            raise InputError(f"{key} = {table[key]!r} is no table: write [{key}]")
     for key, values in table.get("grid", {}).items():
         if not isinstance(values, list):
             raise InputError(f"grid.{key} = {values!r} is no list: write [{values!r}], or move it to [settings]")
-    resources = table.get("resources", {})
-    if not isinstance(resources, dict):
-        raise InputError(f"resources = {resources!r} is no table: write [resources]")
-    return SweepFile(**{**table, "resources": Resources(**resources)})
+    return SweepFile(**{**table, "resources": Resources(**table.get("resources", {}))})
 
 
 def _trials(sweep: SweepFile, folder: Path) -> list[Trial]:

@@ -4,7 +4,7 @@ import json
 from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import pandas as pd
 from rich.console import Console
@@ -27,6 +27,7 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 Engine = Literal["local", "ray"]
 
 
+@runtime_checkable
 class Pool(Protocol):
     """What does trials, several at a time."""
 
