@@ -39,6 +39,8 @@ class CircuitModel:
     reference: EdgeReference
     runs: CircuitRuns
     references: References
+    stream: Stream
+    """What the reference's run adds and reads: of all prompts, since hooks on this model must not reach that run."""
     rows: Mapping[bytes, int | None]
     """Of inputs (as bytes), the prompt that they are; None where several prompts differ in their counterfactual."""
 
@@ -57,6 +59,7 @@ class CircuitModel:
         """Prepare the reference; arguments as for ``Circuit.as_model``."""
         runs = CircuitRuns(model)
         references = References(runs, prompts, counterfactual, reference, seed=seed, batch_size=batch_size)
+        stream = references.whole()
         rows: dict[bytes, int | None] = {}
         if references.counterfactual is not None:
             there = references.counterfactual.inputs
@@ -64,7 +67,7 @@ class CircuitModel:
                 first = rows.setdefault(key, row)
                 if first is None or not torch.equal(there[first], there[row]):
                     rows[key] = None
-        return cls(model, mask, reference, runs, references, rows)
+        return cls(model, mask, reference, runs, references, stream, rows)
 
     @property
     def cfg(self) -> Any:
@@ -121,7 +124,7 @@ class CircuitModel:
 
     def _reference(self, inputs: Inputs) -> Stream:
         if self.references.of_all is not None:
-            return self.references.of_all
+            return self.stream
         rows = [self.rows.get(key, -1) for key in _keys(inputs)]
         if -1 in rows:
             raise InputError(
@@ -134,8 +137,7 @@ class CircuitModel:
                 f"{len(rows) - len(known)} of {len(rows)} inputs stand in the prompts more than once, with different "
                 "counterfactuals: drop the doubles, or choose reference='mean'"
             )
-        assert self.references.counterfactual is not None
-        return self.runs.stream(self.references.counterfactual.inputs[known])
+        return Stream(self.stream.sent[:, known], {point: read[known] for point, read in self.stream.read.items()})
 
 
 def _keys(inputs: Inputs) -> list[bytes]:

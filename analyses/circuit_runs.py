@@ -44,8 +44,7 @@ class CircuitRuns:
     weights (so that models without split inputs will do), the MLPs' and the output's in the stream.
 
     Raises:
-        InputError: another normalisation than LayerNorm, or heads that share keys; and, at the first run, a model whose
-            outputs are not those of its parts put together.
+        InputError: another normalisation than LayerNorm, or heads that share keys.
     """
 
     def __init__(self, model: HookedModel):
@@ -59,7 +58,6 @@ class CircuitRuns:
         self.points_sent = list(dict.fromkeys(one.point for one in self.edges.senders))
         self.points_read = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
         self.points_read += [*self.mlps, self.last]
-        self.is_checked = False
 
     def stream(self, inputs: Inputs) -> Stream:
         """The stream of a clean run."""
@@ -72,10 +70,9 @@ class CircuitRuns:
     ) -> Float[Tensor, "circuit batch pos *d_out"]:
         """The outputs of every circuit: the edges in its mask carry what this run adds, the others the reference.
 
-        Circuits run side by side on the batch axis.
+        Circuits run side by side on the batch axis. ``inputs`` are as many as the reference's rows, or any if that has
+        a single one.
         """
-        if not self.is_checked:
-            self._check(inputs, reference)
         of_one = reference.sent.shape[0] * len(inputs) * inputs.shape[1] * self.W_O.shape[-1]
         at_once = max(1, _CELLS // of_one)
         parts = [self._run(inputs, some, reference) for some in masks.split(at_once)]
@@ -97,22 +94,17 @@ class CircuitRuns:
                 found = outputs(self.model, inputs.repeat(len(masks), *[1] * (inputs.ndim - 1)))
         return found.unflatten(0, (len(masks), len(inputs)))
 
-    def _check(self, inputs: Inputs, reference: Stream) -> None:
-        """The model with all its edges must be the model."""
-        some = inputs[:2]
-        rows = Stream(
-            reference.sent[:, : len(some)], {point: read[: len(some)] for point, read in reference.read.items()}
-        )
+    def check(self, inputs: Inputs, reference: Stream) -> None:
+        """Raise InputError unless the model with all its edges is the model."""
         with torch.no_grad():
-            clean = outputs(self.model, some)
-            whole = self._run(some, torch.ones(1, len(self.edges.pairs), dtype=torch.bool), rows)[0]
+            clean = outputs(self.model, inputs)
+            whole = self._run(inputs, torch.ones(1, len(self.edges.pairs), dtype=torch.bool), reference)[0]
         apart = float((whole - clean).abs().max())
         if apart > _TOLERANCE * (1 + float(clean.abs().max())):
             raise InputError(
                 f"the model's outputs are not those of its edges put together (they differ by {apart:.2g}): it "
                 "computes queries, keys, values or the stream in another way than a circuit's run does"
             )
-        self.is_checked = True
 
 
 class References:
@@ -120,7 +112,7 @@ class References:
 
     Raises:
         InputError: a reference that does not exist; no counterfactual, one that is not aligned, or one that the
-            reference does not read; no prompts.
+            reference does not read; no prompts; a model whose outputs are not those of its edges put together.
     """
 
     def __init__(
@@ -148,6 +140,10 @@ class References:
         else:
             mean = self._mean()
             self.of_all = mean if reference == "mean" else _without_senders(mean, runs.edges)
+        some = prompts.inputs[:2]
+        there = runs.stream(self.counterfactual.inputs[:2]) if self.counterfactual is not None else self.of_all
+        assert there is not None
+        runs.check(some, there)
 
     def __call__(self, rows: slice) -> Stream:
         """The reference of these prompts."""
@@ -160,6 +156,14 @@ class References:
                 self.kept.clear()
             self.kept[rows.start] = found
         return self.kept[rows.start]
+
+    def whole(self) -> Stream:
+        """The reference of all prompts."""
+        if self.of_all is not None:
+            return self.of_all
+        parts = [self(rows) for rows in batches(self.prompts, self.batch_size)]
+        read = {point: torch.cat([part.read[point] for part in parts]) for point in parts[0].read}
+        return Stream(torch.cat([part.sent for part in parts], dim=1), read)
 
     def _mean(self) -> Stream:
         """Over the prompts, at each position."""
