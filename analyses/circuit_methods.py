@@ -44,7 +44,7 @@ class SearchTask:
 
     def worse(self, changes: Float[ndarray, "prompt *edge"]) -> Float[ndarray, "*edge"]:
         """How much worse changes of the metric's sums make it."""
-        return self.values.metric.worse * changes.sum(axis=0) / self.values.counts.sum()
+        return np.asarray(self.values.metric.worse * changes.sum(axis=0) / self.values.counts.sum())
 
     def faithful(self, circuits: Float[ndarray, "circuit prompt"]) -> Float[ndarray, "circuit"]:
         """f of circuits, by their sums."""
