@@ -1,4 +1,4 @@
-"""Claims on the order of learning, from runs in which some of the matrices are held still for the first half."""
+"""Claims on the order of learning, from runs in which some of the matrices are held still for most of the training."""
 
 import pandas as pd
 
@@ -17,12 +17,12 @@ _READ = ("recall_W_O2", "recall_W_K2", "recall_W_K1", "accuracy")
 
 def W_O2_comes_first(scale: Scale) -> Claim:
     """The copying memory forms without the others, they do not form without it, and it does not solve the task."""
-    half = SETTINGS[scale].half
+    held = SETTINGS[scale].held
     return Claim(
         name="W_O2-first",
         sentence="W_O2 can and must be learned before the key-query matrices, but is not enough.",
         source="[mem]; the freezing studies [code]",
-        question=f"After {half} steps in which either the key-query matrices or W_O2 were held still, which "
+        question=f"After {held} steps in which either the key-query matrices or W_O2 were held still, which "
         "memories are there, and how accurate is the model?",
         criteria=(
             Criterion("can", "recall of W_O2 while W_K1 and W_K2 are frozen", _NEAR_ONE),
@@ -30,7 +30,7 @@ def W_O2_comes_first(scale: Scale) -> Claim:
             Criterion("must-W_K1", "recall of W_K1 lost while W_O2 is frozen", _MUCH),
             Criterion("not-enough", "accuracy lost while W_K1 and W_K2 are frozen", _MUCH),
         ),
-        measured=f"Recall probes and in-context accuracy on the evaluation prompts at step {half}, the last "
+        measured=f"Recall probes and in-context accuracy on the evaluation prompts at step {held}, the last "
         "one frozen; what is lost is the difference from the same seed with nothing frozen. Training "
         "then goes on with everything, which the figure shows and no criterion uses.",
         arms={
@@ -38,7 +38,7 @@ def W_O2_comes_first(scale: Scale) -> Claim:
             "W_K1 and W_K2 frozen": frozen(scale, "W_K1", "W_K2"),
             "W_O2 frozen": frozen(scale, "W_O2"),
         },
-        measure=lambda outcomes: measure_W_O2_first(outcomes, half),
+        measure=lambda outcomes: measure_W_O2_first(outcomes, held),
         control="Nothing is frozen in the arms that are called frozen (other seeds).",
         null_arms={
             "nothing frozen": two_layers(scale),
@@ -50,17 +50,17 @@ def W_O2_comes_first(scale: Scale) -> Claim:
 
 def W_K2_is_easier_first(scale: Scale) -> Claim:
     """W_K2 forms while W_K1 is frozen, more than W_K1 does while W_K2 is."""
-    half = SETTINGS[scale].half
+    held = SETTINGS[scale].held
     return Claim(
         name="W_K2-before-W_K1",
         sentence="W_K2 is easier to learn before W_K1 than the other way round.",
         source="[mem]; the freezing studies [code]",
-        question=f"After {half} steps, does W_K1 miss a frozen W_K2 more than W_K2 misses a frozen W_K1?",
+        question=f"After {held} steps, does W_K1 miss a frozen W_K2 more than W_K2 misses a frozen W_K1?",
         criteria=(
             Criterion("asymmetry", "recall that W_K1 loses to a frozen W_K2, minus the reverse", 0.2),
             Criterion("W_K2-alone", "recall of W_K2 while W_K1 is frozen", _NEAR_ONE),
         ),
-        measured=f"Recall probes at step {half}, the last one frozen; what is lost is the difference from the "
+        measured=f"Recall probes at step {held}, the last one frozen; what is lost is the difference from the "
         "same seed with nothing frozen. Training then goes on with everything, which the figure "
         "shows and no criterion uses.",
         arms={
@@ -68,7 +68,7 @@ def W_K2_is_easier_first(scale: Scale) -> Claim:
             "W_K1 frozen": frozen(scale, "W_K1"),
             "W_K2 frozen": frozen(scale, "W_K2"),
         },
-        measure=lambda outcomes: measure_asymmetry(outcomes, half),
+        measure=lambda outcomes: measure_asymmetry(outcomes, held),
         control="Nothing is frozen in the arms that are called frozen (other seeds).",
         null_arms={
             "nothing frozen": two_layers(scale),
@@ -79,8 +79,8 @@ def W_K2_is_easier_first(scale: Scale) -> Claim:
 
 
 def frozen(scale: Scale, *memories: str) -> Arm:
-    """The usual run, but the matrices of these memories do not move in the first half."""
-    until = {_PARAMETERS[memory]: SETTINGS[scale].half for memory in memories}
+    """The usual run, but the matrices of these memories do not move in the first three quarters."""
+    until = {_PARAMETERS[memory]: SETTINGS[scale].held for memory in memories}
     return arm(f"{' and '.join(memories)} frozen", scale, training={"freeze_until": until})
 
 
