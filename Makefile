@@ -42,6 +42,11 @@ oracles: $(VENV)/dev
 bench: $(VENV)/dev
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
 
+# Pages, API reference and notebooks; a warning is an error, and nothing is fetched.
+docs: $(VENV)/docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo "docs: docs/_build/html/index.html"
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed, $(PYTHON) is older: say make PYTHON=python3.11"; exit 2; }
@@ -55,6 +60,10 @@ $(VENV)/runtime: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/runtime
 	$(PIP) -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(VENV)/docs: $(VENV)/dev
+	$(PIP) -c constraints.txt -e ".[docs]"
 	touch $@
 
 .venv-parity/ready: pyproject.toml constraints.txt
