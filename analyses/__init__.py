@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from analyses.circuit_evaluation import evaluate_circuit
     from analyses.circuit_roc import edge_roc
     from analyses.comparison import compare_predictors
+    from analyses.composition import score_composition
     from analyses.coordinate_map import map_coordinates
     from analyses.crosstalk import crosstalk_against_width
     from analyses.dynamics import analyse_checkpoints
     from analyses.edge_attribution import attribute_edges
     from analyses.gradient_memory import gradient_recall
     from analyses.head_assessment import assess_heads, effective_heads
+    from analyses.head_weights import head_circuit
     from analyses.interaction import ablate_pairs
     from analyses.layer_algorithms import measure_layer_distances
     from analyses.memory import memory_recall
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from analyses.report import write_report
     from analyses.report.ablation_report import write_ablation_report
     from analyses.report.comparison_report import write_comparison
+    from analyses.report.seeds_report import write_seeds_report
+    from analyses.seed_dynamics import analyse_seeds, seed_histories
+    from analyses.spectra import weight_spectra
 
 _HOMES = {
     "Circuit": "circuit",
@@ -43,6 +48,7 @@ _HOMES = {
     "ablate_mlps": "ablation",
     "ablate_pairs": "interaction",
     "analyse_checkpoints": "dynamics",
+    "analyse_seeds": "seed_dynamics",
     "assess_heads": "head_assessment",
     "attribute_edges": "edge_attribution",
     "attribute_heads": "attribution",
@@ -55,6 +61,7 @@ _HOMES = {
     "evaluate_circuit": "circuit_evaluation",
     "gap_closed": "bayes_gap",
     "gradient_recall": "gradient_memory",
+    "head_circuit": "head_weights",
     "map_coordinates": "coordinate_map",
     "measure_algorithm_distances": "algorithm_distance",
     "measure_layer_distances": "layer_algorithms",
@@ -67,9 +74,13 @@ _HOMES = {
     "recall_readouts": "memory_readouts",
     "reproduce": "papers.reproduction",
     "score_attention_patterns": "attention_patterns",
+    "score_composition": "composition",
+    "seed_histories": "seed_dynamics",
+    "weight_spectra": "spectra",
     "write_ablation_report": "report.ablation_report",
     "write_comparison": "report.comparison_report",
     "write_report": "report",
+    "write_seeds_report": "report.seeds_report",
 }
 
 __all__ = [
@@ -80,6 +91,7 @@ __all__ = [
     "ablate_mlps",
     "ablate_pairs",
     "analyse_checkpoints",
+    "analyse_seeds",
     "assess_heads",
     "attribute_edges",
     "attribute_heads",
@@ -92,6 +104,7 @@ __all__ = [
     "evaluate_circuit",
     "gap_closed",
     "gradient_recall",
+    "head_circuit",
     "map_coordinates",
     "measure_algorithm_distances",
     "measure_layer_distances",
@@ -104,9 +117,13 @@ __all__ = [
     "recall_readouts",
     "reproduce",
     "score_attention_patterns",
+    "score_composition",
+    "seed_histories",
+    "weight_spectra",
     "write_ablation_report",
     "write_comparison",
     "write_report",
+    "write_seeds_report",
 ]
 
 

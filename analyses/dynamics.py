@@ -11,6 +11,7 @@ from torch import Tensor
 from analyses.result import Result
 from interp.hooked_transformer import HookedTransformer
 from interp.run import Run
+from interp.seed_runs import measured_table
 from tasks.errors import InputError
 
 Analysis = Callable[[HookedTransformer], Result | Mapping[str, float | Tensor]]
@@ -52,18 +53,8 @@ class Dynamics(Result):
         Raises:
             InputError: a column that does not exist, or rows that ``per`` and ``where`` do not tell apart.
         """
-        per = [per] if isinstance(per, str) else list(per)
-        for column in [value, *per, *where]:
-            if column not in self.frame:
-                raise InputError(f"no column {column!r}: choose from {', '.join(self.frame.columns)}")
-        rows = self.frame
-        for column, wanted in where.items():
-            rows = rows[rows[column] == wanted]
-        readout = rows[per].astype(str).agg(" ".join, axis=1)
-        tidy = pd.DataFrame({"step": rows["step"], "readout": readout, "value": rows[value]})
-        if tidy.duplicated(["step", "readout"]).any():
-            raise InputError(f"several rows per step share {per}: add a column to per=, or a condition")
-        return Dynamics(tidy.reset_index(drop=True), f"{value} against step", self.settings, self.notes)
+        tidy = picked_curves(self.frame, ("step",), value, per, where)
+        return Dynamics(tidy, f"{value} against step", self.settings, self.notes)
 
     def first_passing(self, threshold: float) -> pd.DataFrame:
         """When each readout first reaches the threshold: readout, step (missing: never, so censored), last_step.
@@ -110,7 +101,7 @@ def analyse_checkpoints(run: Run, analysis: Analysis, steps: Sequence[int] | Non
             table = result.frame.copy()
             notes += [note for note in result.notes if note not in notes]
         else:
-            table = pd.DataFrame({"readout": list(result), "value": [_number(value) for value in result.values()]})
+            table = measured_table(result)
         table.insert(0, "step", step)
         tables.append(table)
     if not tables:
@@ -120,5 +111,23 @@ def analyse_checkpoints(run: Run, analysis: Analysis, steps: Sequence[int] | Non
     return Dynamics(pd.concat(tables, ignore_index=True), f"{title} against step", settings, tuple(notes))
 
 
-def _number(value: float | Tensor) -> float:
-    return float(value.detach()) if isinstance(value, Tensor) else float(value)
+def picked_curves(
+    frame: pd.DataFrame, keys: Sequence[str], value: str, per: str | Sequence[str], where: Mapping[str, Any]
+) -> pd.DataFrame:
+    """One column of a table as named readouts: the ``keys``, readout and value.
+
+    Raises:
+        InputError: a column that does not exist, or rows that ``per`` and ``where`` do not tell apart.
+    """
+    per = [per] if isinstance(per, str) else list(per)
+    for column in [value, *per, *where]:
+        if column not in frame:
+            raise InputError(f"no column {column!r}: choose from {', '.join(frame.columns)}")
+    rows = frame
+    for column, wanted in where.items():
+        rows = rows[rows[column] == wanted]
+    readout = rows[per].astype(str).agg(" ".join, axis=1)
+    tidy = pd.DataFrame({**{key: rows[key] for key in keys}, "readout": readout, "value": rows[value]})
+    if tidy.duplicated([*keys, "readout"]).any():
+        raise InputError(f"several rows per {keys[-1]} share {per}: add a column to per=, or a condition")
+    return tidy.reset_index(drop=True)

@@ -161,9 +161,16 @@ def report(
     ] = None,
     prompts: Annotated[int, typer.Option(help="How many fresh prompts to measure on.")] = 512,
 ) -> None:
-    """Analyse a run, or two side by side: report.html, tables as CSV, report.md and report.json."""
+    """Analyse a run, two side by side, or one of many seeds: report.html, tables as CSV, report.md, report.json."""
     from interp.run import Run
+    from interp.seed_runs import SeedRuns, read_seeds
 
+    if other is None and read_seeds(run) is not None:
+        from analyses import write_seeds_report
+
+        runs = SeedRuns.load(run)
+        typer.echo(f"report: {write_seeds_report(runs, out or runs.path / REPORT_FOLDER, n_prompts=prompts)}")
+        return
     loaded = Run.load(run)
     if other is None:
         typer.echo(f"report: {_write_report(loaded, out or loaded.path / REPORT_FOLDER, prompts)}")
