@@ -197,7 +197,7 @@ def ablate(
 
 @app.command()
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="bietti2023.")],
+    paper: Annotated[str, typer.Argument(help="bietti2023 or chen2024.")],
     out: Annotated[Path, typer.Option("--out", help="A folder; the same command continues what it holds.")],
     scale: Annotated[str, typer.Option(help="quick (minutes on two cores) or full (hours).")] = "quick",
     workers: Annotated[int | None, typer.Option(help="Processes; by default as many as there are cores.")] = None,
