@@ -3,7 +3,7 @@
 import tomllib
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from analyses.references import MeanOver
 from analyses.report.seeds import check_n_prompts
@@ -24,6 +24,8 @@ class AblationSet:
         method, over, metric, by: as in ``analyses.ablate``.
         reference_seed: draws other prompts for a mean or for resampling; missing: the measured prompts themselves.
     """
+
+    described_as: ClassVar[str] = "an ablation"
 
     name: str
     sites: tuple[str, ...]
@@ -53,6 +55,8 @@ class AblationSpec:
         n_prompts: how many fresh prompts to measure on.
         seed: draws them, with the run's eval_seed.
     """
+
+    described_as: ClassVar[str] = "the file of ablations"
 
     ablation: tuple[AblationSet, ...]
     n_prompts: int = 512
@@ -96,6 +100,10 @@ def read_ablation_spec(path: Path) -> AblationSpec:
 def _set(path: Path, number: int, table: Any) -> AblationSet:
     if not isinstance(table, dict):
         raise InputError(f"{path}, ablation {number}: expected a table under [[ablation]]")
+    if "over" in table and (method := table.get("method", AblationSet.method)) != "mean":
+        raise InputError(
+            f"{path}, ablation {number}: over = {table['over']!r} has no effect with method = {method!r}: drop over"
+        )
     if isinstance(table.get("metric"), str):
         table = table | {"metric": (table["metric"],)}
     if isinstance(table.get("sites"), str):

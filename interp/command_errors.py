@@ -14,6 +14,9 @@ from tasks.errors import InputError
 
 DONE, OUR_ERROR, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
+LONGEST_WORD = 240
+"""Characters without a space that a message repeats: room for a path, not for whatever was pasted."""
+
 # Typer raises its usage errors as kinds of click's ClickException, which it keeps in a private module.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 
@@ -31,8 +34,7 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
         _say(f"error: {error.format_message()}")  # pyright: ignore[reportAttributeAccessIssue]
         return WRONG_INPUT
     except Exception as error:  # the last stop before the user
-        # PyTorch has its own way to say what Python says by MemoryError.
-        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate" in str(error)):
+        if _means_too_large(error):
             _say("error: there is not enough memory for these sizes: make the batch, the context or the model smaller")
             return WRONG_INPUT
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
@@ -41,6 +43,15 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
         path = save_traceback(error)
         _say(f"internal error: {type(error).__name__}: {error} (this is a bug; the traceback is in {path})")
         return OUR_ERROR
+
+
+def _means_too_large(error: Exception) -> bool:
+    """Whether the sizes exceed the machine's memory, or even its integers: PyTorch and numpy have ways of their own."""
+    words = ("allocate", "overflow", "array is too big", "maximum allowed dimension")
+    own_way = isinstance(error, RuntimeError | TypeError | ValueError)
+    return isinstance(error, MemoryError | OverflowError) or (
+        own_way and any(word in str(error).lower() for word in words)
+    )
 
 
 def save_traceback(error: Exception) -> Path:
@@ -58,4 +69,5 @@ def save_traceback(error: Exception) -> Path:
 
 
 def _say(message: str) -> None:
-    sys.stderr.write(" ".join(message.split()) + "\n")
+    words = [word if len(word) <= LONGEST_WORD else word[: LONGEST_WORD // 2] + "…" for word in message.split()]
+    sys.stderr.write(" ".join(words) + "\n")

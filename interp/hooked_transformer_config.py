@@ -7,6 +7,8 @@ from interp.validated import validated
 from tasks.errors import InputError
 
 Activation = Literal["relu", "gelu", "gelu_new", "silu"]
+MOST_LAYERS_OR_HEADS, LARGEST_SIZE = 10_000, 10**9
+"""Far beyond what any machine holds; a mistyped size should be refused and not tried."""
 _COUNTS = ("n_layers", "d_model", "n_ctx", "n_heads", "d_head", "d_mlp", "d_vocab", "d_vocab_out", "d_in", "d_out")
 
 
@@ -76,12 +78,19 @@ class HookedTransformerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} = {value} must be at least 1")
+            largest = MOST_LAYERS_OR_HEADS if name in ("n_layers", "n_heads") else LARGEST_SIZE
+            if value is not None and value > largest:
+                raise InputError(f"{name} = {value} must be at most {largest}")
         for layer in self.mlp_layers or ():
             if not 0 <= layer < self.n_layers:
                 raise InputError(f"mlp_layers names layer {layer}: the model has layers 0 to {self.n_layers - 1}")
         for pattern in self.absent_heads:
             if not any(fnmatchcase(head, pattern) for head in self._heads()):
                 raise InputError(f"absent_heads: {pattern!r} matches no head: the model has {', '.join(self._heads())}")
+        if self.absent_heads and not any(
+            self.has_head(layer, head) for layer in range(self.n_layers) for head in range(self.n_heads)
+        ):
+            raise InputError(f"absent_heads = {list(self.absent_heads)} leaves no head at all: name fewer")
         if self.attn_only and self.mlp_layers:
             raise InputError(f"mlp_layers = {self.mlp_layers} contradicts attn_only = True: drop one of them")
         if self.identity_queries and (self.n_heads != 1 or self.d_head != self.d_model):

@@ -68,6 +68,10 @@ class SharedModel(ModelHubMixin, model_card_template=_CARD, library_name="icl-in
         """
         options = {"revision": revision, "cache_dir": cache_dir, "force_download": force_download}
         options |= {"token": token, "local_files_only": local_files_only}
+        if not isinstance(pretrained_model_name_or_path, str | Path) or not str(pretrained_model_name_or_path):
+            raise InputError(
+                f"{pretrained_model_name_or_path!r:.60} names no model: give a folder, or a hub repository user/name"
+            )
         return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -96,7 +100,10 @@ def _files(model_id: str, options: Mapping[str, Any]) -> tuple[Path, Path]:
     folder = Path(model_id)
     if folder.is_dir():
         return folder / CONFIG_FILE, folder / WEIGHTS_FILE
-    if folder.exists() or folder.is_absolute() or model_id.startswith(".") or model_id.count("/") > 1:
+    is_path = folder.is_absolute() or model_id.startswith((".", "~")) or model_id.endswith("/") or "\\" in model_id
+    # A mistyped folder beside others that are there; the hub would be asked, and asked again, for seconds.
+    beside_others = len(folder.parts) > 1 and Path(folder.parts[0]).exists()
+    if folder.exists() or is_path or beside_others or model_id.count("/") > 1:
         raise InputError(f"{model_id} is no folder: give one that save_pretrained wrote, or a hub repository user/name")
     try:
         return tuple(Path(hf_hub_download(model_id, name, **options)) for name in (CONFIG_FILE, WEIGHTS_FILE))  # pyright: ignore

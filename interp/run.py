@@ -14,6 +14,7 @@ from interp.hooked_transformer_config import HookedTransformerConfig
 from interp.run_record import RECORD_FILE, RunRecord
 from interp.train_config import TrainConfig
 from interp.training_interventions import RECEIPT_COLUMNS, read_receipts
+from interp.validated import path_of
 from tasks.errors import InputError
 from tasks.protocol import Task
 
@@ -42,7 +43,7 @@ class Run:
         Raises:
             InputError: the folder is no run, config.json or a task file is damaged, or the task is another.
         """
-        folder = Path(path)
+        folder = path_of(path, "path")
         record = RunRecord.read(folder)
         if task is None:
             task = record.restore_task(folder)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -29,6 +29,8 @@ _PACKAGES = {"interp": "icl-interp", "torch": "torch", "transformer-lens": "tran
 class TaskRecord:
     """A task as config.json holds it: its name in ``tasks.TASKS``, its fields, and its files with their sha256."""
 
+    described_as: ClassVar[str] = "the record of the task"
+
     name: str
     config: dict[str, Any]
     files: dict[str, str]
@@ -42,6 +44,8 @@ class TaskRecord:
 @validated
 class RunRecord:
     """What config.json holds. Two records that agree, versions aside, describe the same training."""
+
+    described_as: ClassVar[str] = "the record of a run"
 
     task: TaskRecord
     model: HookedTransformerConfig

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from interp.validated import given_fields, validated
 from tasks.errors import InputError
+from tasks.field_checks import LARGEST_WHOLE
 
 LARGEST_SEED = 2**32 - 1
 """Seeds are one word of numpy's SeedSequence, so that (train_seed, step) never equals another seed."""
@@ -72,7 +73,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "checkpoint_every", "log_every", "eval_prompts"):
-            _check(name, getattr(self, name), "a whole number of at least 1", lambda value: value >= 1)
+            expected = f"a whole number from 1 to {LARGEST_WHOLE}"
+            _check(name, getattr(self, name), expected, lambda value: 1 <= value <= LARGEST_WHOLE)
         _check("warmup_steps", self.warmup_steps, "a whole number of at least 0", lambda value: value >= 0)
         for name in ("lr", "grad_clip"):
             _check(name, getattr(self, name), "a number above 0", lambda value: value > 0)
@@ -151,7 +153,8 @@ class TrainConfig:
 
 
 def _check(name: str, value: int | float | None, expected: str, holds: Callable[[int | float], bool]) -> None:
-    if value is not None and not (math.isfinite(value) and holds(value)):
+    # A whole number is finite, and math.isfinite cannot take a very large one.
+    if value is not None and not ((isinstance(value, int) or math.isfinite(value)) and holds(value)):
         raise InputError(f"{name} = {value}: expected {expected}")
 
 

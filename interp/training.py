@@ -27,6 +27,7 @@ from interp.run_record import TASK_FOLDER, RunRecord
 from interp.train_config import TrainConfig
 from interp.trainee import Trainee
 from interp.training_interventions import ReceiptRow, TrainingIntervention, read_receipts, write_receipts
+from interp.validated import path_of, shortened
 from tasks.errors import InputError
 from tasks.prompts import Prompts
 from tasks.protocol import Task
@@ -85,9 +86,11 @@ def train(
     Source: Bietti et al. 2023 train on fresh data in the same way [code].
     """
     model_config, train_config = resolved_configs(task, config, train_config)
+    folder = path_of(out, "out")
+    if not isinstance(initial, HookedTransformer | None):
+        raise InputError(f"initial = {shortened(initial)}: give a HookedTransformer, Run.load(path).model say")
     weights = None if initial is None else initial.state_dict()
     run = RunInProgress.prepared(task, model_config, train_config, readouts, weights, interventions)
-    folder = Path(out)
     if run.is_complete_in(folder):
         return Run.load(folder, task=task)
     with run.alone_in(folder):
@@ -228,9 +231,11 @@ def resolved_configs(
 ) -> tuple[HookedTransformerConfig, TrainConfig]:
     """The two configs in full, checked against each other, the task and the machine."""
     if not isinstance(train_config, TrainConfig | None):
-        raise InputError(f"train_config = {train_config!r}: give a TrainConfig(steps=…)")
+        raise InputError(f"train_config = {shortened(train_config)}: give a TrainConfig(steps=…)")
     if not isinstance(task, Task):
         raise InputError(f"{type(task).__name__} is no task (tasks.Task says what one has): give BigramICL(), say")
+    if not isinstance(config, str | HookedTransformerConfig):
+        raise InputError(f"config = {shortened(config)}: give a preset's name or a HookedTransformerConfig")
     train_config = train_config or TrainConfig()
     if isinstance(config, str):
         config, preset_train_config = preset(config, task)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -78,6 +78,8 @@ class TrainingIntervention:
 @validated
 class InterventionRecord:
     """A training intervention as config.json holds it; tensors by shape and sha256."""
+
+    described_as: ClassVar[str] = "the record of an intervention"
 
     site: str
     edit: dict[str, Any]

@@ -15,6 +15,7 @@ from tasks.bigram_labels import SEGMENTS, choose_wrong_answers, label_positions
 from tasks.bigram_sampling import NOT_A_TRIGGER, AliasTable, Walker, draw_without_replacement, generator_of
 from tasks.bigram_statistics import BigramStatistics
 from tasks.errors import InputError
+from tasks.field_checks import LARGEST_WHOLE
 from tasks.prompts import Prompts, Seed
 
 Triggers = Literal["frequent", "random"]
@@ -400,3 +401,5 @@ def _check_choice(name: str, value: object, choices: Any) -> None:
 def _check_integer(name: str, value: object, *, at_least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < at_least:
         raise InputError(f"{name} = {value!r}: expected an integer, at least {at_least}")
+    if value > LARGEST_WHOLE:
+        raise InputError(f"{name} = {value!r}: expected an integer of at most {LARGEST_WHOLE}")

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 
 from tasks.errors import InputError
 
+LARGEST_WHOLE = 10**12
+"""No size or count is larger; numbers far beyond it would fail inside of numpy or PyTorch."""
+
 
 def check_whole(name: str, value: int | None, least: int, most: int | None = None, *, optional: bool = False) -> None:
     """Refuse a value that is no whole number between ``least`` and ``most``; None passes if ``optional``.
@@ -16,8 +19,10 @@ def check_whole(name: str, value: int | None, least: int, most: int | None = Non
     """
     if value is None and optional:
         return
-    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
-        expected = f"at least {least}" if most is None else f"between {least} and {most}"
+    largest = LARGEST_WHOLE if most is None else most
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= largest:
+        too_large = isinstance(value, int) and value > LARGEST_WHOLE
+        expected = f"at least {least}" if most is None and not too_large else f"between {least} and {largest}"
         raise InputError(f"{name} = {value!r} must be a whole number, {expected}")
 
 
