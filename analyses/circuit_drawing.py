@@ -10,8 +10,8 @@ from analyses.edges import INPUTS_OF_HEADS, Anatomy, edges_in
 from analyses.figures import INK, INK_ON_DARK, MUTED, component_colour
 from analyses.path_runs import OUTPUT
 
-_BOX_WIDTH, _BOX_HEIGHT, _GAP = 84, 34, 26
-_ROW_GAP, _MARGIN, _HEADER = 58, 24, 44
+_BOX_WIDTH, _BOX_HEIGHT, _GAP = 84.0, 34.0, 26.0
+_ROW_GAP, _MARGIN, _HEADER = 58.0, 24.0, 44.0
 _THINNEST, _WIDEST, _PLAIN = 1.0, 6.0, 1.8
 _LETTER = 8.5  # of the title, at most
 _LANE = 4  # between edges that pass through one gap
@@ -156,7 +156,7 @@ class _Layout:
         gap = min(range(len(gaps)), key=lambda place: abs(gaps[place] - x))
         n = self.lanes[row, gap] = self.lanes.get((row, gap), -1) + 1
         # 0, +1, −1, +2, −2, … lanes from the middle, as many as a gap holds
-        n %= 2 * ((_GAP // 2 - _LANE) // _LANE) + 1
+        n %= 2 * int((_GAP / 2 - _LANE) / _LANE) + 1
         return gaps[gap] + _LANE * ((n + 1) // 2) * (1 if n % 2 else -1)
 
 

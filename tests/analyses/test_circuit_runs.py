@@ -209,7 +209,7 @@ def test_edits_of_heads_are_followed_and_edits_of_the_stream_refused(prompts):
     torch.testing.assert_close(stream, clean)
     with pytest.raises(InputError, match="can only be read in a circuit's run"):
         ablate(run, prompts, ["L1.resid_pre"], method=Scale(0.5))
-    with pytest.raises(InputError, match="the model has no hook point blocks.0.attn.hook_q"):
+    with pytest.raises(InputError, match=r"the model has no hook point blocks\.0\.attn\.hook_q"):
         ablate(run, prompts, ["L0H1.q"], method=Scale(0.5))
     with (
         pytest.raises(InputError, match="means nothing in a circuit's run"),
