@@ -81,6 +81,8 @@ class HookedTransformerConfig:
             largest = MOST_LAYERS_OR_HEADS if name in ("n_layers", "n_heads") else LARGEST_SIZE
             if value is not None and value > largest:
                 raise InputError(f"{name} = {value} must be at most {largest}")
+        if not 0 < self.eps < float("inf"):
+            raise InputError(f"eps = {self.eps}: expected a number above 0")
         for layer in self.mlp_layers or ():
             if not 0 <= layer < self.n_layers:
                 raise InputError(f"mlp_layers names layer {layer}: the model has layers 0 to {self.n_layers - 1}")

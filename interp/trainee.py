@@ -82,6 +82,8 @@ class Trainee:
             model.load_state_dict(initial)
         still_during = _still_during(model, config)
         trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        if not trainable:
+            raise InputError("no parameter is trained: freeze fewer of them, in frozen")
         model.to(config.device)
         count = torch.zeros((), dtype=torch.int64, device=config.device)
         return cls(

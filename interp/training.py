@@ -89,6 +89,12 @@ def train(
     folder = path_of(out, "out")
     if not isinstance(initial, HookedTransformer | None):
         raise InputError(f"initial = {shortened(initial)}: give a HookedTransformer, Run.load(path).model say")
+    for name, readout in (readouts or {}).items():
+        if not callable(readout):
+            raise InputError(f"the readout {name!r} is {shortened(readout)}: give a function of model and prompts")
+    for one in interventions:
+        if not isinstance(one, TrainingIntervention):
+            raise InputError(f"{shortened(one)} is no TrainingIntervention: give a site, an edit and a span of steps")
     weights = None if initial is None else initial.state_dict()
     run = RunInProgress.prepared(task, model_config, train_config, readouts, weights, interventions)
     if run.is_complete_in(folder):
