@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from analyses import (
+    Circuit,
     ablate,
     ablate_heads,
     ablate_layers,
@@ -17,6 +18,8 @@ from analyses import (
     attribute_heads,
     circuit_recall,
     compare_predictors,
+    discover_circuit,
+    evaluate_circuit,
     memory_recall,
     patch_activations,
     patch_paths,
@@ -378,3 +381,36 @@ def test_converting_to_a_class_that_does_not_exist_is_refused():
     own = from_transformer_lens(native(attn_only=True, normalization_type=None))
     with pytest.raises(InputError, match=r"has no HookedTransformer: install transformer-lens 3.9"):
         to_transformer_lens(own)
+
+
+@pytest.mark.parametrize("reference", ["counterfactual", "mean", "zero"])
+def test_circuits_run_alike(pair, prompts, reference):
+    mine, theirs = pair
+    if not mine.cfg.attn_only:
+        theirs.set_use_hook_mlp_in(True)
+    how = {} if reference != "counterfactual" else {"counterfactual": counterfactual_of(prompts)}
+    full = Circuit.full(theirs)
+    assert full == Circuit.full(mine)
+    whole = full.as_model(theirs, prompts, reference=reference, **how)(prompts.inputs)
+    assert float((whole - outputs(theirs, prompts.inputs)).detach().abs().max()) < 1e-5
+    some = Circuit(full.edges[::2], full.anatomy)
+    runs = [some.as_model(model, prompts, reference=reference, **how)(prompts.inputs) for model in pair]
+    assert float((runs[0] - runs[1]).abs().max()) < 1e-5
+
+
+def test_circuits_found_and_judged_are_the_same(pair, prompts):
+    mine, theirs = pair
+    if not mine.cfg.attn_only:
+        theirs.set_use_hook_mlp_in(True)
+    other, few = counterfactual_of(prompts), prompts[:6]
+    how = {"threshold": 0.003, "progress": False}
+    found = [discover_circuit(model, few, other[:6], **how) for model in pair]
+    assert found[0].circuit == found[1].circuit
+    assert_same(*found)
+    judged = [
+        evaluate_circuit(model, Circuit.full(model).without(["L0H1"]), few, other[:6], n_random=1, progress=False)
+        for model in pair
+    ]
+    assert_same(*judged)
+    for model in pair:
+        assert not any(point._forward_hooks for point in model.hook_dict.values())
