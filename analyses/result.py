@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.inline_figure import table_with_intervals
+from analyses.static_figure import STATIC_FORMATS, static_figure
 from interp.atomic_files import write_atomically
 from tasks.errors import InputError
 
@@ -99,6 +100,27 @@ class Result(ABC):
         for path, content in contents.items():
             write_atomically(path, content)
         return folder
+
+    def export(self, path: Path | str) -> Path:
+        """Write the figure as one file: .html (to explore, offline), .svg or .pdf (vectors, for a paper), or .png.
+
+        Raises:
+            InputError: another ending, or the file exists.
+        """
+        path = Path(path)
+        kind = path.suffix.removeprefix(".").lower()
+        if kind not in ("html", *STATIC_FORMATS):
+            raise InputError(f"{path} ends in {path.suffix!r}: end it in .html, .svg, .pdf or .png")
+        if path.exists():
+            raise InputError(f"{path} exists: choose another name, or remove it first")
+        figure = self.plot()
+        if kind == "html":
+            content = figure.to_html(include_plotlyjs=True).encode()
+        else:
+            content = static_figure(figure, kind)  # pyright: ignore[reportArgumentType] — looked up above
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+        return path
 
     def _repr_html_(self) -> str:
         shown = self.frame.head(_ROWS_SHOWN)

@@ -1,0 +1,93 @@
+import re
+import xml.etree.ElementTree as ET
+
+import plotly.graph_objects as go
+import pytest
+import torch
+from plotly.subplots import make_subplots
+
+from analyses import ablate_heads
+from analyses.static_figure import static_figure
+from interp import HookedTransformer, HookedTransformerConfig, InputError
+from tasks import Prompts
+
+PNG, PDF = b"\x89PNG", b"%PDF"
+
+
+def paths_of(svg: bytes, colour: str) -> list[str]:
+    """The outlines that are filled with a colour."""
+    return re.findall(rf'<path d="([^"]+)"[^>]*fill: {colour}', svg.decode())
+
+
+def heights_of_bars(svg: bytes, colour: str) -> list[float]:
+    heights = []
+    for outline in paths_of(svg, colour):
+        ys = [float(pair[1]) for pair in re.findall(r"([-\d.]+) ([-\d.]+)", outline)]
+        heights.append(max(ys) - min(ys))
+    return heights
+
+
+def result():
+    config = HookedTransformerConfig(n_layers=2, d_model=8, n_heads=2, n_ctx=6, d_vocab=5, attn_only=True, seed=0)
+    tokens = torch.randint(5, (40, 6), generator=torch.Generator().manual_seed(0))
+    return ablate_heads(HookedTransformer(config), Prompts.from_tensors(tokens), method="zero")
+
+
+def test_bars_are_as_high_as_their_values():
+    figure = go.Figure(go.Bar(x=["a", "b"], y=[1.0, 3.0], marker={"color": "#123456"}))
+    low, high = heights_of_bars(static_figure(figure, "svg"), "#123456")
+    assert high / low == pytest.approx(3.0, rel=1e-3)
+
+
+def test_grouped_bars_stand_beside_each_other():
+    bars = [go.Bar(x=["a"], y=[1.0], marker={"color": colour}) for colour in ("#110000", "#002200")]
+    svg = static_figure(go.Figure(bars).update_layout(barmode="group"), "svg")
+    (left,), (right,) = paths_of(svg, "#110000"), paths_of(svg, "#002200")
+    ends = [[float(pair[0]) for pair in re.findall(r"([-\d.]+) ([-\d.]+)", outline)] for outline in (left, right)]
+    assert max(ends[0]) <= min(ends[1]) + 1e-3
+
+
+@pytest.mark.parametrize(("kind", "magic"), [("png", PNG), ("pdf", PDF), ("svg", b"<?xml")])
+def test_every_format_is_what_its_name_says(kind, magic):
+    assert static_figure(result().plot(), kind).startswith(magic)
+
+
+def test_the_same_figure_gives_the_same_bytes():
+    figure = result().plot()
+    assert static_figure(figure, "svg") == static_figure(figure, "svg")
+
+
+def test_a_kind_of_trace_that_is_not_drawn_is_refused_by_name():
+    with pytest.raises(InputError, match=r"a scatter3d is drawn in the browser only: export this figure as \.html"):
+        static_figure(go.Figure(go.Scatter3d(x=[0], y=[0], z=[0])), "svg")
+
+
+def test_maps_lines_bands_and_log_axes_are_drawn():
+    figure = make_subplots(rows=1, cols=3)
+    figure.add_trace(
+        go.Heatmap(x=["a", "b"], y=["c"], z=[[0.0, 1.0]], colorscale=[[0, "#ffffff"], [1, "#000000"]]), 1, 1
+    )
+    figure.add_trace(go.Scatter(x=[1, 10, 100], y=[1, 2, 3], mode="lines+markers", line={"dash": "dot"}), 1, 2)
+    band = {"fill": "toself", "fillcolor": "rgba(10, 20, 30, 0.5)", "line": {"width": 0}}
+    figure.add_trace(go.Scatter(x=[0, 1, 1, 0], y=[0, 0, 1, 1], **band), 1, 3)
+    figure.update_xaxes(type="log", col=2)
+    svg = static_figure(figure, "svg")
+    ET.fromstring(svg)
+    assert b"#0a141e" in svg
+    assert b"stroke-dasharray" in svg
+
+
+def test_a_result_is_exported_in_each_format_and_nothing_is_written_over(tmp_path):
+    found = result()
+    for ending in ("html", "svg", "pdf", "png"):
+        assert found.export(tmp_path / f"figure.{ending}").stat().st_size > 1000
+    page = (tmp_path / "figure.html").read_text(encoding="utf-8")
+    assert 'src="http' not in page
+    with pytest.raises(InputError, match=r"figure\.svg exists: choose another name"):
+        found.export(tmp_path / "figure.svg")
+
+
+def test_an_unknown_ending_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"ends in '\.jpg': end it in \.html, \.svg, \.pdf or \.png"):
+        result().export(tmp_path / "figure.jpg")
+    assert list(tmp_path.iterdir()) == []
