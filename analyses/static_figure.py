@@ -58,7 +58,7 @@ def static_figure(figure: go.Figure, kind: StaticFormat) -> bytes:
     layout: Any = figure.layout
     _refuse_other_traces(figure)
     width, height = layout.width or _WIDTH, layout.height or _HEIGHT
-    style = {"font.size": 9, "svg.hashsalt": "interp", "svg.fonttype": "path", "axes.edgecolor": MUTED}
+    style: dict[Any, Any] = {"font.size": 9, "svg.hashsalt": "interp", "svg.fonttype": "path", "axes.edgecolor": MUTED}
     style |= {
         "text.color": INK,
         "axes.labelcolor": INK,
