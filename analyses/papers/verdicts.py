@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Float
 from scipy import stats
 
 from interp.statistics import seed_interval
@@ -13,6 +15,7 @@ from tasks.errors import InputError
 Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
 
 CONFIDENCE = 0.95
+_FEWEST_SEEDS = 5  # what seed_interval needs
 _MOST_SEEDS = 10_000  # more than anyone would train
 
 
@@ -119,6 +122,12 @@ def deciding(judgements: Sequence[Judgement]) -> Judgement:
 def _seeds_to_settle(values: Sequence[float], threshold: float, confidence: float) -> int | None:
     """The least n for which t_{n−1} · sd / √n is smaller than the distance of the mean from the threshold."""
     distance, spread = abs(float(np.mean(values)) - threshold), float(np.std(values, ddof=1))
-    n = np.arange(5, _MOST_SEEDS + 1)
-    enough = stats.t.ppf((1 + confidence) / 2, n - 1) * spread / np.sqrt(n) < distance
-    return int(n[enough][0]) if enough.any() else None
+    enough = _half_widths(confidence) * spread < distance
+    return int(enough.argmax()) + _FEWEST_SEEDS if enough.any() else None
+
+
+@cache
+def _half_widths(confidence: float) -> Float[np.ndarray, "n"]:
+    """t_{n−1} / √n from n = 5 on."""
+    n = np.arange(_FEWEST_SEEDS, _MOST_SEEDS + 1)
+    return stats.t.ppf((1 + confidence) / 2, n - 1) / np.sqrt(n)

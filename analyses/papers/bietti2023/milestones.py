@@ -1,20 +1,18 @@
 """When a curve has come halfway."""
 
-from collections.abc import Sequence
-
 import numpy as np
+from jaxtyping import Float, Shaped
 from numpy import ndarray
 
 
-def step_of_passing(steps: Sequence[float] | ndarray, values: Sequence[float] | ndarray, mark: float) -> float:
+def step_of_passing(steps: Shaped[ndarray, "row"], values: Float[ndarray, "row"], mark: float) -> float:
     """The first step at which the curve, straight between its points, reaches the mark; the last step if it never does.
 
     So a curve that never gets there counts as if it did at the very end, which understates how late it is.
 
-    >>> step_of_passing([0, 10, 20], [0.0, 0.2, 0.6], 0.4), step_of_passing([0, 10], [0.0, 0.2], 0.4)
-    (15.0, 10.0)
+    >>> step_of_passing(np.array([0, 10, 20]), np.array([0.0, 0.2, 0.6]), 0.4)
+    15.0
     """
-    steps, values = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
     reached = np.flatnonzero(values >= mark)
     if len(reached) == 0:
         return float(steps[-1])

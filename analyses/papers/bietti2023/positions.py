@@ -51,9 +51,9 @@ def measure_positions(outcomes: Outcomes) -> Evidence:
         history = run.history
         row: dict[str, float] = {}
         for part in curves:
-            recall = history[f"recall_W_K1_{part}"]
-            row |= {f"steps_{part}": step_of_passing(history["step"], recall, _HALF), f"end_{part}": recall.iloc[-1]}
-            curves[part].append((history["step"].to_numpy(), recall.to_numpy()))
+            steps, recall = history["step"].to_numpy(), history[f"recall_W_K1_{part}"].to_numpy()
+            row |= {f"steps_{part}": step_of_passing(steps, recall, _HALF), f"end_{part}": recall[-1]}
+            curves[part].append((steps, recall))
         rows.append(row)
     frame = pd.DataFrame(rows)
     over_time = seed_curves(

@@ -60,7 +60,7 @@ def measure_triggers(outcomes: Outcomes) -> Evidence:
             prompts = eval_prompts(run)
             low, high = predicted(chance, prompts), predicted(best, prompts)
             way = ((run.history["accuracy"] - low) / (high - low)).to_numpy()
-            steps = step_of_passing(run.history["step"], way, _HALF)
+            steps = step_of_passing(run.history["step"].to_numpy(), way, _HALF)
             per_step = _scored_per_step(run)
             row = {"arm": name, "seed": index, "steps": steps, "scored_per_step": per_step}
             row |= {"scored_positions": steps * per_step, "end": way[-1], "accuracy": run.history["accuracy"].iloc[-1]}

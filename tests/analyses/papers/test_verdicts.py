@@ -1,0 +1,85 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analyses.papers.verdicts import Criterion, deciding, judge, judge_all
+from tasks.errors import InputError
+
+ABOVE = Criterion("gain", "accuracy gained", 0.2)
+BELOW = Criterion("loss", "accuracy lost", 0.2, "below", "[mem]")
+
+
+@pytest.mark.parametrize(
+    ("criterion", "centre", "verdict"),
+    [
+        (ABOVE, 0.5, "reproduced"),
+        (ABOVE, 0.2, "inconclusive"),
+        (ABOVE, -0.1, "not reproduced"),
+        (BELOW, -0.1, "reproduced"),
+        (BELOW, 0.2, "inconclusive"),
+        (BELOW, 0.5, "not reproduced"),
+    ],
+)
+def test_the_verdict_follows_from_where_the_interval_lies(criterion, centre, verdict):
+    judged = judge(criterion, [centre + noise for noise in (-0.04, -0.02, 0.0, 0.02, 0.04)])
+    assert judged.verdict == verdict
+    half = stats.t.ppf(0.975, 4) * np.std([-0.04, -0.02, 0.0, 0.02, 0.04], ddof=1) / math.sqrt(5)
+    assert (judged.value, judged.ci_low, judged.ci_high) == pytest.approx((centre, centre - half, centre + half))
+
+
+def test_an_interval_that_ends_on_the_margin_is_not_on_the_claimed_side():
+    assert judge(ABOVE, [0.2] * 5).verdict == "not reproduced"
+    assert judge(BELOW, [0.2] * 5).verdict == "not reproduced"
+    assert judge(ABOVE, [0.2 + 1e-9] * 5).verdict == "reproduced"
+
+
+def test_the_number_of_seeds_asked_for_would_settle_it_and_one_fewer_would_not():
+    values = [0.1, 0.2, 0.3, 0.4, 0.5]
+    judged = judge(ABOVE, values)
+    assert judged.verdict == "inconclusive"
+    n = judged.seeds_to_settle
+    assert n is not None
+    spread = np.std(values, ddof=1)
+    half = [stats.t.ppf(0.975, m - 1) * spread / math.sqrt(m) for m in (n - 1, n)]
+    assert half[1] < np.mean(values) - 0.2 <= half[0]
+
+
+def test_a_mean_on_the_margin_is_settled_by_no_number_of_seeds():
+    judged = judge(ABOVE, [0.0, 0.1, 0.2, 0.3, 0.4])
+    assert (judged.verdict, judged.seeds_to_settle) == ("inconclusive", None)
+    assert judge(ABOVE, [0.5] * 5).seeds_to_settle is None
+
+
+def test_a_claim_holds_only_if_each_of_its_criteria_does():
+    good, open_, bad = ([x + d for d in (-0.1, -0.05, 0, 0.05, 0.1)] for x in (1.0, 0.2, -1.0))
+    kinds = {"reproduced": good, "inconclusive": open_, "not reproduced": bad}
+    for combined, chosen in (
+        ("reproduced", ["reproduced", "reproduced"]),
+        ("inconclusive", ["reproduced", "inconclusive"]),
+        ("not reproduced", ["inconclusive", "not reproduced"]),
+        ("not reproduced", ["not reproduced", "reproduced"]),
+    ):
+        assert deciding([judge(ABOVE, kinds[one]) for one in chosen]).verdict == combined
+
+
+def test_a_true_null_is_seldom_called_reproduced():
+    rng = np.random.default_rng(0)
+    verdicts = [judge(ABOVE, rng.normal(0.2, 0.1, size=5).tolist()).verdict for _ in range(2000)]
+    # one side of a 95 % interval
+    assert 0.015 < np.mean([one == "reproduced" for one in verdicts]) < 0.035
+
+
+def test_the_criterion_says_itself_with_its_source():
+    assert BELOW.text == "accuracy lost is below 0.2 [mem]"
+
+
+def test_refusals_name_the_criterion():
+    with pytest.raises(InputError, match="gain: 4 seeds are too few"):
+        judge(ABOVE, [1.0] * 4)
+    with pytest.raises(InputError, match="gain: a seed's value is not finite"):
+        judge(ABOVE, [1.0, 1.0, 1.0, 1.0, math.nan])
+    with pytest.raises(InputError, match="values of other were given for the criteria gain"):
+        judge_all([ABOVE], {"other": [1.0] * 5})
+    assert len(judge_all([ABOVE], {"gain": [1.0] * 5})) == 1
