@@ -79,11 +79,11 @@ class Emergence(Result):
                 ends = {"type": "data", "symmetric": False, "array": [high - row["median_step"]], "color": INK}
                 ends |= {"arrayminus": [row["median_step"] - low], "thickness": 2, "width": 6}
                 known = pd.notna(low)
-                marker = {"symbol": "line-ns", "size": 22, "line": {"width": 3, "color": INK}}
+                marker = {"symbol": "line-ns", "size": 16, "line": {"width": 3, "color": INK}}
                 figure.add_trace(
                     go.Scatter(
                         x=[row["median_step"]],
-                        y=[place + 0.36],
+                        y=[place + 0.4],
                         mode="markers",
                         marker=marker,
                         error_x=ends if known else None,
@@ -91,8 +91,8 @@ class Emergence(Result):
                         showlegend=False,
                     )
                 )
-        names = [words(name) for name in self.summary["readout"]]
-        figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, autorange="reversed")
+        names = [plain(name) if name.startswith("W_") else words(name) for name in self.summary["readout"]]
+        figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, autorange="reversed", zeroline=False)
         figure.update_xaxes(title_text="training step", range=[-0.02 * last, 1.08 * last])
         return figure.update_layout(template=look(), title=plain(self.title))
 

@@ -1,12 +1,13 @@
 """Any analysis over seeds and training steps: one table, bands over seeds, and what emerges when."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from analyses.dynamics import Analysis, picked_curves
 from analyses.emergence import Emergence, emergence_of
@@ -17,7 +18,6 @@ from interp.statistics import seed_interval
 from tasks.errors import InputError
 
 _KEYS = ("seed", "step")
-_DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,54 +86,24 @@ class SeedDynamics(Result):
         return emergence_of(self._matrices(), share, dict(self.settings))
 
     def plot(self) -> go.Figure:
-        """Every seed as a thin line, and their mean with its band; one colour per readout.
+        """A panel per readout: every seed as a thin line, and their mean with its band.
 
         Raises:
             InputError: as for ``bands``.
         """
         return self.drawn({name: component_colour(0, index) for index, name in enumerate(self._matrices())})
 
-    def drawn(self, colours: dict[str, str]) -> go.Figure:
-        """As ``plot``, in these colours; readouts of one colour are told apart by their dash."""
-        figure, bands, used = go.Figure(), self.bands(), dict[str, int]()
-        for readout, values in self._matrices().items():
-            colour = colours.get(readout, MUTED)
-            dash = _DASHES[used.get(colour, 0) % len(_DASHES)]
-            used[colour] = used.get(colour, 0) + 1
-            for seed in values:
-                of_seed = values[seed]
-                line = {"color": colour, "width": 1, "dash": dash}
-                figure.add_trace(
-                    go.Scatter(
-                        x=values.index,
-                        y=of_seed,
-                        mode="lines",
-                        line=line,
-                        opacity=0.25,
-                        showlegend=False,
-                        legendgroup=readout,
-                        hoverinfo="skip",
-                    )
-                )
+    def drawn(self, colours: Mapping[str, str]) -> go.Figure:
+        """As ``plot``, in these colours; the panels share their axis."""
+        matrices, bands = self._matrices(), self.bands()
+        titles = [readable(name) for name in matrices]
+        figure = make_subplots(rows=1, cols=len(matrices), subplot_titles=titles, shared_yaxes=True)
+        for column, (readout, values) in enumerate(matrices.items(), start=1):
             band = bands[bands["readout"] == readout]
-            outline = np.concatenate([band["ci_high"], band["ci_low"][::-1]])
-            around = np.concatenate([band["step"], band["step"][::-1]])
-            shade = {
-                "x": around,
-                "y": outline,
-                "fill": "toself",
-                "fillcolor": _see_through(colour),
-                "line": {"width": 0},
-            }
-            figure.add_trace(go.Scatter(**shade, mode="lines", showlegend=False, legendgroup=readout, hoverinfo="skip"))
-            line = {"color": colour, "width": 3, "dash": dash}
-            figure.add_trace(
-                go.Scatter(
-                    x=band["step"], y=band["mean"], mode="lines", line=line, name=words(readout), legendgroup=readout
-                )
-            )
-        figure.update_xaxes(title_text="training step")
-        return figure.update_layout(template=look(), title=plain(self.title))
+            for trace in _seed_lines(values, colours.get(readout, MUTED)) + _band(band, colours.get(readout, MUTED)):
+                figure.add_trace(trace, row=1, col=column)
+            figure.update_xaxes(title_text="training step", row=1, col=column)
+        return figure.update_layout(template=look(), title=plain(self.title), showlegend=False)
 
     def _matrices(self) -> dict[str, pd.DataFrame]:
         """The values of each readout, [step, seed]."""
@@ -186,6 +156,45 @@ def seed_histories(runs: SeedRuns, columns: Sequence[str]) -> SeedDynamics:
     history = history[history["step"] <= reached]
     frame = history.melt(["seed", "step"], list(columns), var_name="readout", value_name="value")
     return SeedDynamics(frame, "History", {"runs": runs.path.name, "seeds": runs.seeds})
+
+
+def readable(readout: str) -> str:
+    """A readout's name for a figure: a matrix keeps its own.
+
+    >>> readable("W_K1"), readable("accuracy_in_context")
+    ('W_K1', 'accuracy in context')
+    """
+    return plain(readout) if readout.startswith("W_") else words(readout)
+
+
+def _seed_lines(values: pd.DataFrame, colour: str) -> list[go.Scatter]:
+    line = {"color": colour, "width": 1}
+    hover = "seed %{text}, step %{x}: %{y:.3f}<extra></extra>"
+    return [
+        go.Scatter(
+            x=values.index,
+            y=values[seed],
+            mode="lines",
+            line=line,
+            opacity=0.4,
+            text=[str(seed)] * len(values),
+            hovertemplate=hover,
+        )
+        for seed in values
+    ]
+
+
+def _band(band: pd.DataFrame, colour: str) -> list[go.Scatter]:
+    outline = np.concatenate([band["ci_high"], band["ci_low"][::-1]])
+    around = np.concatenate([band["step"], band["step"][::-1]])
+    shade = {"fill": "toself", "fillcolor": _see_through(colour), "line": {"width": 0}, "hoverinfo": "skip"}
+    ends = band[["ci_low", "ci_high"]].to_numpy()
+    hover = "mean, step %{x}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>"
+    middle = {"line": {"color": colour, "width": 3}, "customdata": ends, "hovertemplate": hover}
+    return [
+        go.Scatter(x=around, y=outline, mode="lines", **shade),
+        go.Scatter(x=band["step"], y=band["mean"], mode="lines", **middle),
+    ]
 
 
 def _see_through(colour: str) -> str:

@@ -99,7 +99,7 @@ def _memories(recalls: SeedDynamics, emergence: Emergence) -> Section:
     names = list(dict.fromkeys(recalls.frame["readout"]))
     colours = {name: component_colour(int("K1" not in name), 0) for name in names}
     curves = recalls.drawn(colours).update_layout(title=None)
-    curves.update_yaxes(title_text="recall (share)", range=[-0.03, 1.05])
+    curves.update_yaxes(range=[-0.03, 1.05]).update_yaxes(title_text="recall (share)", row=1, col=1)
     shown = ("readout", "gain", "gain_low", "gain_high", "n_seeds", "n_censored", "median_step", "ci_low", "ci_high")
     censored = int(emergence.summary["n_censored"].sum())
     never = "Every seed gets there." if not censored else "Triangles at the end are seeds that never get there."
@@ -113,7 +113,7 @@ def _memories(recalls: SeedDynamics, emergence: Emergence) -> Section:
             FigureOf(
                 emergence.drawn(colours).update_layout(title=None),
                 f"The step at which each memory has half of its gain: a mark per seed, and the median with its "
-                f"interval above them. {never}",
+                f"interval below them. {never}",
                 height=90 + 90 * len(names),
                 wide=True,
             ),
@@ -138,7 +138,9 @@ def _learning(runs: SeedRuns) -> Section:
         if of_kind:
             curves = seed_histories(runs, of_kind)
             drawn = curves.drawn(dict.fromkeys(of_kind, MUTED)).update_layout(title=None)
-            figures.append(FigureOf(drawn.update_yaxes(title_text=axis), f"{words(kind).capitalize()} in training."))
+            figures.append(
+                FigureOf(drawn.update_yaxes(title_text=axis, row=1, col=1), f"{words(kind).capitalize()} in training.")
+            )
             bands.append(curves.bands())
     table = TableOf("learning_bands", "Loss and scores against step, mean over seeds", pd.concat(bands))
     return Section("learning", "Learning", "How good the models become", figures=figures, tables=[table])
@@ -239,7 +241,7 @@ def _facts(runs: SeedRuns, n_prompts: int) -> tuple[str, ...]:
     return (
         f"runs {runs.path.resolve().name}",
         f"{len(runs)} seeds",
-        f"{config.n_layers} layers of {config.n_heads} heads, width {config.d_model}",
+        f"{_counted(config.n_layers, 'layer')} of {_counted(config.n_heads, 'head')}, width {config.d_model}",
         f"{runs.steps[-1]:,} training steps",
         f"last checkpoints measured on {n_prompts:,} fresh prompts",
     )
@@ -254,3 +256,7 @@ def _settings(runs: SeedRuns, seed: int, n_prompts: int) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "trained with": dict(next(iter(runs)).record.versions),
     }
+
+
+def _counted(n: int, word: str) -> str:
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
