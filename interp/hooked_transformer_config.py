@@ -72,15 +72,9 @@ class HookedTransformerConfig:
     seed: int | None = 0
 
     def __post_init__(self) -> None:
+        self._check_sizes()
         self._fill_in()
         self._check_ends()
-        for name in (*_COUNTS, "n_queries"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} = {value} must be at least 1")
-            largest = MOST_LAYERS_OR_HEADS if name in ("n_layers", "n_heads") else LARGEST_SIZE
-            if value is not None and value > largest:
-                raise InputError(f"{name} = {value} must be at most {largest}")
         if not 0 < self.eps < float("inf"):
             raise InputError(f"eps = {self.eps}: expected a number above 0")
         for layer in self.mlp_layers or ():
@@ -100,6 +94,15 @@ class HookedTransformerConfig:
                 f"identity_queries needs one head with d_head = d_model = {self.d_model}: "
                 f"this has n_heads = {self.n_heads}, d_head = {self.d_head}"
             )
+
+    def _check_sizes(self) -> None:
+        for name in (*_COUNTS, "n_queries"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} = {value} must be at least 1")
+            largest = MOST_LAYERS_OR_HEADS if name in ("n_layers", "n_heads") else LARGEST_SIZE
+            if value is not None and value > largest:
+                raise InputError(f"{name} = {value} must be at most {largest}")
 
     def _fill_in(self) -> None:
         """Defaults that depend on other fields, resolved once so that a saved config says everything."""
