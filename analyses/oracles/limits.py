@@ -6,6 +6,7 @@ _SATURATED = "softmax is saturated at the clean run, so its slope there is 0 how
 _STEPS_IN = "the slope at the clean run does not know that the backup steps in on the way to zero"
 _SHUTS = "the ReLU shuts on the way, so its slope at the clean run promises more than it gives"
 _TOGETHER = "it averages slopes where all edges move together; here one alone shuts the ReLU"
+_HALVED = "a sender moves all that reads it together, so edges that are needed alike share what each alone would cost"
 _CURVED = "components overlap, so no slope at one run is that of the whole way"
 _ONE_BY_ONE = "it takes away one edge at a time: while L0H0 is whole the backup does nothing, so its edges go first"
 
@@ -21,6 +22,13 @@ APPROXIMATE: Mapping[tuple[str, str], str] = {
     ("attribute_edges, eap, zero: as a patch", "induction with crosstalk"): _CURVED,
     ("attribute_edges, eap, counterfactual: as a patch", "two paths"): _SHUTS,
     ("attribute_edges, eap, counterfactual: as a patch", "induction with crosstalk"): _CURVED,
+    ("attribute_edges, eap_ig_activations, zero: as a patch", "copy with a decoy"): _HALVED,
+    ("attribute_edges, eap_ig_activations, zero: as a patch", "backup head"): _HALVED,
+    ("attribute_edges, eap_ig_activations, zero: as a patch", "two paths"): _TOGETHER,
+    ("attribute_edges, eap_ig_activations, zero: as a patch", "induction"): _HALVED,
+    ("attribute_edges, eap_ig_activations, zero: as a patch", "induction with crosstalk"): _CURVED,
+    ("attribute_edges, eap_ig_activations, counterfactual: as a patch", "two paths"): _TOGETHER,
+    ("attribute_edges, eap_ig_activations, counterfactual: as a patch", "induction with crosstalk"): _CURVED,
     ("attribute_edges, eap_ig_inputs, counterfactual: as a patch", "two paths"): _TOGETHER,
     ("attribute_edges, eap_ig_inputs, counterfactual: as a patch", "induction with crosstalk"): _CURVED,
 }
@@ -46,6 +54,7 @@ BLIND_TO_BACKUPS: Mapping[str, str] = {
     "attribute_edges, eap, counterfactual: as a derivative": _FLAG_STAYS,
     "attribute_edges, eap, counterfactual: as a patch": _FLAG_STAYS,
     "attribute_edges, eap_ig_inputs, counterfactual: as a patch": _FLAG_STAYS,
+    "attribute_edges, eap_ig_activations, counterfactual: as a patch": _FLAG_STAYS,
 }
 """By method: why a head that acts only where another is missing gets no credit."""
 

@@ -1,7 +1,8 @@
 """The methods that are held against the truth, each as a function from a known circuit to what it found, by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import pandas as pd
@@ -9,6 +10,8 @@ import pandas as pd
 from analyses.ablation import ablate_heads, ablate_mlps
 from analyses.activation_patching import patch_activations
 from analyses.attribution import attribute_heads
+from analyses.circuit import Circuit
+from analyses.circuit_evaluation import evaluate_circuit
 from analyses.edge_attribution import attribute_edges
 from analyses.interaction import ablate_pairs
 from analyses.path_patching import patch_paths
@@ -87,15 +90,16 @@ def _pairs(known: KnownCircuit) -> Found:
 
 def edges_by(method: Any, reference: Any) -> Callable[[KnownCircuit], Found]:
     """Scores of every edge by a method of ``attribute_edges``."""
+    return lambda known: _edge_scores(known, method, reference)
 
-    def measure(known: KnownCircuit) -> Found:
-        more: dict[str, Any] = {"n_steps": N_STEPS} if method == "eap_ig_inputs" else {}
-        frame = attribute_edges(
-            known.model, known.prompts, method=method, reference=reference, metric="logit_diff", **more
-        ).frame
-        return dict(zip(names_of_edges(frame), frame["score"].astype(float), strict=True))
 
-    return measure
+@lru_cache(maxsize=32)  # several readings ask for the same scores
+def _edge_scores(known: KnownCircuit, method: Any, reference: Any) -> Found:
+    more: dict[str, Any] = {"n_steps": N_STEPS} if method.startswith("eap_ig") else {}
+    frame = attribute_edges(
+        known.model, known.prompts, method=method, reference=reference, metric="logit_diff", **more
+    ).frame
+    return dict(zip(names_of_edges(frame), frame["score"].astype(float), strict=True))
 
 
 def names_of_edges(frame: pd.DataFrame) -> pd.Series:
@@ -108,6 +112,26 @@ def _input_to_output(known: KnownCircuit) -> Found:
     """All that integrated gradients give to the edges from the input: a cut through which every path goes."""
     found = edges_by("eap_ig_inputs", "counterfactual")(known)
     return {_CUT: sum(score for edge, score in found.items() if edge.startswith("embed->"))}
+
+
+def _out_of_layers(known: KnownCircuit) -> Found:
+    """All that integrated gradients give to the edges that leave a layer's heads, which move together."""
+    found = edges_by("eap_ig_activations", "zero")(known)
+    return {
+        f"all edges from L{layer}": sum(score for edge, score in found.items() if edge.startswith(f"L{layer}H"))
+        for layer in range(known.model.cfg.n_layers)
+    }
+
+
+def _layers_gone(known: KnownCircuit) -> Found:
+    """What zeroing all heads of a layer changes."""
+    plain, cfg = PlainTransformer(known.model), known.model.cfg
+    after = {}
+    for layer in range(cfg.n_layers):
+        gone = {f"L{layer}H{head}": 0.0 for head in range(cfg.n_heads)}
+        logits, _ = plain(known.prompts.inputs.numpy(), written=gone)
+        after[f"all edges from L{layer}"] = logit_difference(logits, known.prompts) - known.baseline
+    return after
 
 
 def _way(known: KnownCircuit) -> Found:
@@ -130,6 +154,58 @@ def _has_mlp(known: KnownCircuit) -> bool:
 def _by_component(frame: pd.DataFrame, column: str) -> dict[str, float]:
     return dict(zip(frame["component"], frame[column].astype(float), strict=True))
 
+
+def _evaluated(known: KnownCircuit) -> Found:
+    circuit = Circuit.of(known.model, sorted(known.true_edges))
+    result = evaluate_circuit(known.model, circuit, known.prompts, minimality="edges", n_random=0, **_EVALUATION)
+    left_out = dict(zip(result.minimality["part"].map(str), result.minimality["change"].astype(float), strict=True))
+    return {_FAITHFULNESS: float(result.frame["faithfulness"].iloc[0])} | left_out
+
+
+def _kept(known: KnownCircuit, edges: Collection[str], gone: Collection[str] = ()) -> float:
+    """The logit difference where only these edges carry anything, and some heads write nothing."""
+    plain = PlainTransformer(known.model)
+    cut = dict.fromkeys((edge for edge in plain.edges() if edge not in edges), 0.0)
+    logits, _ = plain(known.prompts.inputs.numpy(), edges=cut, written=dict.fromkeys(gone, 0.0))
+    return logit_difference(logits, known.prompts)
+
+
+def _truly_evaluated(known: KnownCircuit) -> Found:
+    whole = _kept(known, known.true_edges)
+    left_out = {edge: _kept(known, known.true_edges - {edge}) - whole for edge in known.true_edges}
+    return {_FAITHFULNESS: whole / known.baseline} | left_out
+
+
+def _primary(known: KnownCircuit) -> set[str]:
+    """The true edges that touch no backup."""
+    return {edge for edge in known.true_edges if not any(head in edge for head in known.backups)}
+
+
+def _completed(known: KnownCircuit) -> Found:
+    """What leaving heads out does to the circuit without its backup, less what it does to the model."""
+    if not known.backups:
+        return {}
+    circuit = Circuit.of(known.model, sorted(_primary(known)))
+    frame = evaluate_circuit(known.model, circuit, known.prompts, n_random=5, **_EVALUATION).completeness
+    beyond = " and ".join(known.backups)
+    rows = frame[frame["without"] != ""].drop_duplicates("without")
+    names = [f"{gone} gone, {beyond} missed" for gone in rows["without"]]
+    return dict(zip(names, rows["difference"].astype(float), strict=True))
+
+
+def _truly_completed(known: KnownCircuit) -> Found:
+    if not known.backups:
+        return {}
+    plain, gone = PlainTransformer(known.model), ["L0H0"]
+    model = _kept(known, set(plain.edges()), gone)
+    beyond = " and ".join(known.backups)
+    return {f"L0H0 gone, {beyond} missed": _kept(known, _primary(known), gone) - model}
+
+
+_FAITHFULNESS = "faithfulness of the true edges"
+_EVALUATION: dict[str, Any] = {"references": ["zero"], "metric": "logit_diff", "progress": False}
+_EVALUATED = (_truly_evaluated, _evaluated)
+_COMPLETED = (_truly_completed, _completed)
 
 READINGS = (
     *(
@@ -167,6 +243,18 @@ READINGS = (
         "attribute_edges, eap_ig_inputs, counterfactual: as a patch", "first order", _estimand("edges, counterfactual"),
         edges_by("eap_ig_inputs", "counterfactual"),
     ),
+    *(
+        Reading(
+            f"attribute_edges, eap_ig_activations, {reference}: as a patch", "first order",
+            _estimand(f"edges, {reference}"), edges_by("eap_ig_activations", reference),
+        )
+        for reference in ("zero", "counterfactual")
+    ),
     Reading("attribute_edges, eap_ig_inputs: complete over the input", "quadrature", _way, _input_to_output),
+    Reading(
+        "attribute_edges, eap_ig_activations: complete over each layer", "quadrature", _layers_gone, _out_of_layers
+    ),
+    Reading("evaluate_circuit, zero: faithfulness and edges left out", "exact", *_EVALUATED),
+    Reading("evaluate_circuit, zero: what a backup adds", "exact", *_COMPLETED),
 )  # fmt: skip
 """Every method, with what it is held against."""

@@ -70,10 +70,10 @@ class OracleResult(Result):
             f"{row.method} on {row.construction}: {row.quantity} is {row.found:.6g}, the truth {row.truth:.6g}"
             for row in self.frame[self.frame["verdict"] == "WRONG"].itertuples()
         ]
-        for table in (self.recovery, self.credits):
+        for table, what in ((self.recovery, "the true edges"), (self.credits, "a decoy or backup")):
             if not table.empty:
                 wrong = table[table["verdict"] == "WRONG"]
-                found += [f"{row.method} on {row.construction} is wrong" for row in wrong.itertuples()]
+                found += [f"{row.method} on {row.construction} is wrong about {what}" for row in wrong.itertuples()]
         blind = self.control[~self.control["refused"]] if not self.control.empty else self.control
         return found + [f"{row.method} on {row.construction} accepts a planted truth" for row in blind.itertuples()]
 
