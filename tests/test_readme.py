@@ -16,11 +16,12 @@ def examples(page: Path) -> list[str]:
 
 
 def test_the_readme_examples_run(tmp_path, monkeypatch, capsys):
-    first, second = examples(README)
+    first, second, third = examples(README)
     assert "steps=300" in first
     monkeypatch.chdir(tmp_path)
-    exec(compile(first.replace("steps=300", "steps=30"), str(README), "exec"), {"__name__": "readme"})
-    exec(compile(second, str(README), "exec"), {"__name__": "readme"})
+    names = {"__name__": "readme"}
+    for example in (first.replace("steps=300", "steps=60"), second, third):
+        exec(compile(example, str(README), "exec"), names)
     printed = capsys.readouterr().out
     assert "L1H0" in printed
     assert "W_K2" in printed
@@ -40,7 +41,7 @@ def test_the_examples_of_a_page_run_one_after_the_other(page, tmp_path, monkeypa
         exec(compile(example, str(page), "exec"), names)
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "report"])
+@pytest.mark.parametrize("command", ["demo", "train", "report", "ablate", "sweep", "reproduce"])
 def test_the_readme_shows_commands_that_exist(command):
     from typer.main import get_command
 
