@@ -80,6 +80,7 @@ def train_many(
     folder = Path(out)
     many = _Many(task, _seed_configs(task, config, train_config), tuple(seeds), folder, dict(readouts or {}), progress)
     many.refuse_misplaced()
+    many.rehearse(how)
     make_folder(folder)
     with folder_lock(folder):
         write_seeds(folder, [*(read_seeds(folder) or []), *seeds])
@@ -128,6 +129,13 @@ class _Many:
         for seed in set(there or []) | set(self.seeds):
             self._record(seed).refuse_misplaced(seed_folder(self.folder, seed))
 
+    def rehearse(self, how: How) -> None:
+        """See, before anything is written, that a seed can be trained, and in the way that is asked for."""
+        if how == "stacked" and (reason := self._why_not_stacked()):
+            raise InputError(f"{reason}: set how='alone'")
+        if self._groups():
+            RunInProgress.prepared(self.task, *self.configs_of(self.seeds[0]), self.readouts)
+
     def train(self, how: How) -> dict[int, TrainingDivergedError]:
         """Train every seed to its end; those that diverged, with their errors."""
         diverged: dict[int, TrainingDivergedError] = {}
@@ -168,10 +176,19 @@ class _Many:
             return before.pop(), "as it began", None
         if self._config.steps < SHORTEST_TRIED:
             return "alone", f"fewer than {SHORTEST_TRIED} steps", None
-        if type(self.task.at_step(1).sample(1, seed=0)) is not Prompts:
-            return "alone", "the task's prompts are of a class of their own", None
+        if reason := self._why_not_stacked():
+            return "alone", reason, None
         trial = timed_trial(self.task, lambda seed: Trainee.untrained(*self.configs_of(seed)), group)
         return ("stacked" if trial.stacked_wins else "alone"), "measured", trial
+
+    def _why_not_stacked(self) -> str:
+        """What stands against stacked training, whatever its speed; empty if nothing does."""
+        if self._config.precision != "float32":
+            return f"precision = {self._config.precision!r} is for one model at a time"
+        kind = type(self.task.at_step(1).sample(1, seed=0))
+        if kind is not Prompts:
+            return f"the task's prompts are {kind.__name__}, which may have a loss of their own"
+        return ""
 
     def _note(self, group: Sequence[int], way: str, why: str, trial: Trial | None) -> None:
         for seed in group:

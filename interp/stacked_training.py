@@ -89,8 +89,9 @@ class StackedTrainees:
             shapes = ", ".join(str(list(batch.inputs.shape)) for batch in batches)
             raise InputError(f"the task's prompts differ in shape between seeds ({shapes}): set how='alone'")
         for batch in batches:
-            if type(batch) is not Prompts:  # its loss may be one of its own
-                raise InputError(f"the task's prompts are {type(batch).__name__}, no plain Prompts: set how='alone'")
+            if type(batch) is not Prompts:
+                kind = type(batch).__name__
+                raise InputError(f"the task's prompts are {kind}, which may have a loss of their own: set how='alone'")
             self._skeleton.look_at(batch.inputs)
         inputs = torch.stack([batch.inputs for batch in batches])
         outputs = torch.func.vmap(self._forward, in_dims=(0, 0))(self._trained | self._fixed, inputs)

@@ -12,6 +12,7 @@ from interp.train_config import TrainConfig
 from interp.validated import given_fields
 from tasks.protocol import Task
 
+SECTIONS = ("task", "model", "train")
 DEFAULT_PRESETS = {"tokens": "bietti-simplified", "vectors": "chen-8-linear"}
 
 

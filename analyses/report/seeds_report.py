@@ -22,6 +22,7 @@ from tasks.errors import InputError
 RECALL = "recall_"
 SIGNIFICANT = 0.05
 _FEWEST = 5
+_PROMPTS_AT_ONCE = 128
 _METHOD = (
     (
         "The seed is the unit: every interval is over training seeds, each with its own initial weights and prompts. "
@@ -159,8 +160,7 @@ def _end(runs: SeedRuns, seed: int, n_prompts: int) -> Section:
     """Every last checkpoint on the same fresh prompts, and the mean over seeds."""
     eval_seeds = sorted({run.train_config.eval_seed for run in runs})
     prompts = runs.task.sample(n_prompts, seed=(eval_seeds[0], seed, REPORT_STREAM))
-    batch_size = next(iter(runs)).train_config.batch_size
-    figures = {number: evaluate(runs[number].model, prompts, batch_size) for number in runs.seeds}
+    figures = {number: evaluate(runs[number].model, prompts, _PROMPTS_AT_ONCE) for number in runs.seeds}
     rows = [
         {"seed": number, "step": runs[number].steps[-1], "readout": name, "value": value}
         for number, measured in figures.items()

@@ -9,7 +9,7 @@ from typing import Any
 
 from interp.settings import assign_settings
 from interp.sweeps.trial import Trial
-from interp.training_setup import settable_sections
+from interp.training_setup import SECTIONS, settable_sections
 from interp.validated import unknown_key, validated
 from tasks.errors import InputError
 
@@ -109,10 +109,33 @@ def _parsed(table: Mapping[str, Any]) -> SweepFile:
     for key in ("grid", "resources"):
         if not isinstance(table.get(key, {}), dict):
             raise InputError(f"{key} = {table[key]!r} is no table: write [{key}]")
-    for key, values in table.get("grid", {}).items():
+    if not isinstance(table.get("settings", {}), dict) or not isinstance(table.get("trial", []), list):
+        raise InputError("settings and trial are tables: write [settings] and [[trial]]")
+    table = {
+        **table,
+        "settings": _flat(table.get("settings", {})),
+        "grid": _flat(table.get("grid", {})),
+        "trial": [_flat(one) if isinstance(one, dict) else one for one in table.get("trial", [])],
+    }
+    for key, values in table["grid"].items():
         if not isinstance(values, list):
             raise InputError(f"grid.{key} = {values!r} is no list: write [{values!r}], or move it to [settings]")
     return SweepFile(**{**table, "resources": Resources(**table.get("resources", {}))})
+
+
+def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A dotted key without quotes is a table in TOML's eyes; a field's own table stays one.
+
+    >>> _flat({"task": {"n_queries": 4}, "freeze_until": {"embed.*": 3}})
+    {'task.n_queries': 4, 'freeze_until': {'embed.*': 3}}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if key in SECTIONS and isinstance(value, dict):
+            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+        else:
+            flat[key] = value
+    return flat
 
 
 def _trials(sweep: SweepFile, folder: Path) -> list[Trial]:

@@ -297,6 +297,20 @@ def test_prompts_with_a_loss_of_their_own_are_not_stacked(many, monkeypatch):
     assert many("other", task=task, config=config, how="measured").how["way"].tolist() == ["alone"] * 3
 
 
+def test_half_precision_is_not_stacked(many, tmp_path):
+    with pytest.raises(InputError, match=r"precision = 'bfloat16' is for one model at a time: set how='alone'"):
+        many(precision="bfloat16")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(many, tmp_path):
+    with pytest.raises(InputError, match="at step 1"):
+        many(freeze_until={"*": 3})
+    with pytest.raises(InputError, match="second column 'loss'"):
+        many(readouts={"loss": lambda _model, _prompts: 0.0})
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.refusal
 def test_an_unknown_way_is_refused(many):
     with pytest.raises(InputError, match="how = 'fast' is unknown: choose 'measured', 'stacked' or 'alone'"):

@@ -1,5 +1,7 @@
 """What a sweep's file stands for, and what is refused in it."""
 
+from pathlib import Path
+
 import pytest
 
 from interp.sweeps.sweep_file import read_sweep
@@ -42,6 +44,31 @@ def test_any_value_can_vary_lists_and_tables_too(sweep_file):
     setups = [trial.set_up() for trial in read_sweep(sweep_file(text))]
     assert [setup.train_config.betas for setup in setups] == [(0.9, 0.99)] * 2 + [(0.8, 0.9)] * 2
     assert [setup.task.outputs for setup in setups] == ["uniform", "bigram"] * 2
+
+
+def test_a_dotted_key_is_read_with_and_without_quotes(sweep_file):
+    text = 'task = "sparse-regression"\n[settings]\nn_context = 8\nsparsity = 2\nd = 4\n[grid]\n'
+    for key in ('"task.n_queries"', "task.n_queries"):
+        trials = read_sweep(sweep_file(text + key + " = [1, 2]\n"))
+        assert [trial.set_up().task.n_queries for trial in trials] == [1, 2]
+        assert [trial.varied for trial in trials] == [{"task.n_queries": 1}, {"task.n_queries": 2}]
+
+
+def test_a_fields_own_table_stays_one(sweep_file):
+    text = HEAD + '[settings.freeze_until]\n"blocks.*.attn.W_K" = 30\n'
+    assert read_sweep(sweep_file(text))[0].set_up().train_config.freeze_until == {"blocks.*.attn.W_K": 30}
+
+
+EXAMPLES = sorted((Path(__file__).parents[3] / "docs" / "examples").glob("*.toml"))
+
+
+@pytest.mark.parametrize("name", ["laptop", "gpu-box", "ray-cluster"])
+def test_every_trial_of_the_examples_can_be_made(name):
+    trials = read_sweep(next(path for path in EXAMPLES if path.stem == name))
+    assert len(trials) == {"laptop": 12, "gpu-box": 96, "ray-cluster": 288}[name]
+    for trial in trials[:: len(trials) // 6]:
+        setup = trial.set_up()
+        assert setup.model_config.n_ctx >= setup.task.n_ctx
 
 
 def test_a_trials_name_depends_on_what_it_is_and_not_on_the_rest_of_the_file(sweep_file):
