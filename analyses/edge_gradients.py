@@ -32,7 +32,7 @@ def eap(
     """Edge attribution patching: one pass forward, which gives the clean activations too, and one back."""
     points, residuals = points_of_gradients(edges), _residuals(model)
     seen = [point for point in (*reference, *residuals) if point not in points and point != "hook_embed"]
-    found = metric_gradients(model, batch, metric, parts, ["hook_embed", *points], leaf="hook_embed", seen=seen)
+    found = metric_gradients(model, batch, metric, parts, points, leaf="hook_embed", seen=seen)
     changes = {point: there - found.activations[point] for point, there in reference.items()}
     scores = [edge_scores(edges, weights, changes, found.activations, gradients) for gradients in found.by_part]
     return _as_sums(torch.stack(scores, dim=-1).double(), found.counts)
@@ -50,7 +50,7 @@ def eap_ig_inputs(
     n_steps: int,
 ) -> SumsOfEdges:
     """The same with gradients averaged on the way from the batch's embeddings to the reference's."""
-    points, residuals = ["hook_embed", *points_of_gradients(edges)], _residuals(model)
+    points, residuals = points_of_gradients(edges), _residuals(model)
     outputs, clean = activations(model, batch.inputs, list(reference))
     changes = {point: there - clean[point] for point, there in reference.items()}
     total, counts = torch.zeros(()), torch.zeros(())
@@ -96,7 +96,7 @@ def eap_ig_activations(
         for step in range(n_steps):
             value = clean[point] + (step + 0.5) / n_steps * change
             found = metric_gradients(
-                model, batch, metric, parts, [point, *points], leaf=point,
+                model, batch, metric, parts, points, leaf=point,
                 seen=[each for each in residuals if each in before], value=value, clean=outputs,
             )  # fmt: skip
             scores = [

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.edges import INPUTS_OF_HEADS, Edges, Sender
+from analyses.edges import INPUTS_OF_HEADS, Edges
 from interp.model_adapter import HookedModel, named_weights, needed_weight
 from tasks.errors import InputError
 
@@ -58,9 +59,9 @@ def points_of_gradients(edges: Edges) -> list[str]:
 def edge_scores(
     edges: Edges,
     weights: EdgeWeights,
-    changes: Mapping[str, Float[Tensor, "batch pos *rest"]],
-    activations: Mapping[str, Float[Tensor, "batch pos *rest"]],
-    gradients: Mapping[str, Float[Tensor, "batch pos *rest"]],
+    changes: Mapping[str, Float[Tensor, "batch pos *change"]],
+    activations: Mapping[str, Float[Tensor, "batch pos *activation"]],
+    gradients: Mapping[str, Float[Tensor, "batch pos *gradient"]],
 ) -> Float[Tensor, "batch edge"]:
     """Σ_pos ⟨Δ output of the sender, ∂metric / ∂ receiver's input⟩ of every edge, the input taken before LayerNorm.
 
@@ -70,13 +71,12 @@ def edge_scores(
     """
     like = next(iter(gradients.values()))
     scores = like.new_zeros(like.shape[0], len(edges.senders), len(edges.receivers))
+    groups = [group for group in _groups(edges) if bool(changes[group.point].any())]  # positions rarely change
     for r, receiver in enumerate(edges.receivers):
         if receiver.head is None:
-            gradient = gradients[receiver.point]
-            for s, sender in enumerate(edges.senders):
-                if sender.writes <= receiver.reads:
-                    seen = gradient if sender.head is None else gradient @ _W_out(sender, weights).T
-                    scores[:, s, r] = (_change(sender, changes) * seen).sum(dim=(1, 2))
+            for group in groups:
+                if group.writes <= receiver.reads:
+                    scores[:, group.senders, r] = _into_stream(group, changes, gradients[receiver.point], weights)
         elif receiver.head == 0:  # all heads of the layer together
             same = (receiver.layer, receiver.input)
             columns = [k for k, other in enumerate(edges.receivers) if (other.layer, other.input) == same]
@@ -87,12 +87,46 @@ def edge_scores(
                 activations[f"blocks.{receiver.layer}.hook_resid_pre"],
                 weights.eps,
             )
-            for s, sender in enumerate(edges.senders):
-                if sender.writes <= receiver.reads:
-                    W_out = None if sender.head is None else _W_out(sender, weights)
-                    scores[:, s, columns] = into_heads(_change(sender, changes), W_out)
+            for group in groups:
+                if group.writes <= receiver.reads:
+                    W_out = None if group.layer is None else weights.outputs[group.layer]
+                    scores[:, torch.tensor(group.senders)[:, None], columns] = into_heads(changes[group.point], W_out)
     chosen = torch.tensor(edges.pairs)
     return scores[:, chosen[:, 0], chosen[:, 1]]
+
+
+class _Group(NamedTuple):
+    """The senders at one hook point: all heads of a layer, or one that writes to the stream itself."""
+
+    point: str
+    senders: list[int]
+    layer: int | None
+    """Of heads only."""
+    writes: int
+
+
+def _groups(edges: Edges) -> list[_Group]:
+    found: dict[str, list[int]] = {}
+    for index, sender in enumerate(edges.senders):
+        found.setdefault(sender.point, []).append(index)
+    first = {point: edges.senders[indices[0]] for point, indices in found.items()}
+    return [
+        _Group(point, indices, None if first[point].head is None else first[point].layer, first[point].writes)
+        for point, indices in found.items()
+    ]
+
+
+def _into_stream(
+    group: _Group,
+    changes: Mapping[str, Tensor],
+    gradient: Float[Tensor, "batch pos d_model"],
+    weights: EdgeWeights,
+) -> Float[Tensor, "batch sender"]:
+    change = changes[group.point]
+    if group.layer is None:
+        return (change * gradient).sum(dim=(1, 2)).unsqueeze(-1)
+    seen = gradient @ weights.outputs[group.layer].flatten(0, 1).T
+    return (change * seen.unflatten(-1, change.shape[2:])).sum(dim=(1, 3))
 
 
 class _IntoHeads:
@@ -115,24 +149,23 @@ class _IntoHeads:
             self.along = (along * self.gradient).sum(dim=-1) / resid.shape[-1]
 
     def __call__(
-        self, change: Float[Tensor, "batch pos d_sent"], W_out: Float[Tensor, "d_sent d_model"] | None
-    ) -> Float[Tensor, "batch head"]:
-        W = self.W_in.transpose(0, 1) if W_out is None else torch.einsum("km,hme->khe", W_out, self.W_in)
-        scores = (torch.einsum("bpk,khe->bphe", change, W) * self.gradient).sum(dim=(1, 3))
+        self, change: Float[Tensor, "batch pos *sent"], W_out: Float[Tensor, "sender d_head d_model"] | None
+    ) -> Float[Tensor, "batch sender head"]:
+        """Scores of one sender that writes to the stream itself, or of all heads of a layer."""
+        if W_out is None:
+            read = (change @ self.W_in.transpose(0, 1).flatten(1)).unflatten(-1, self.gradient.shape[2:])
+            through = read.mul_(self.gradient).sum(dim=(1, 3))
+            if self.normalized is not None:
+                through = through - ((change * self.normalized).sum(dim=-1, keepdim=True) * self.along).sum(dim=1)
+            return through.unsqueeze(1)
+        # Summed over positions first: what is left is a product with W_O W_in of every pair of heads, however long.
+        met = change.flatten(2).transpose(1, 2) @ self.gradient.flatten(2)
+        met = met.unflatten(2, self.gradient.shape[2:]).unflatten(1, change.shape[2:])
+        scores = (met * torch.einsum("skm,hme->skhe", W_out, self.W_in)).sum(dim=(2, 4))
         if self.normalized is None:
             return scores
-        seen = self.normalized if W_out is None else self.normalized @ W_out.T
-        return scores - ((change * seen).sum(dim=-1, keepdim=True) * self.along).sum(dim=1)
-
-
-def _change(sender: Sender, changes: Mapping[str, Tensor]) -> Float[Tensor, "batch pos d_sent"]:
-    change = changes[sender.point]
-    return change if sender.head is None else change[:, :, sender.head]
-
-
-def _W_out(sender: Sender, weights: EdgeWeights) -> Float[Tensor, "d_head d_model"]:
-    assert sender.layer is not None
-    return weights.outputs[sender.layer, sender.head]
+        seen = (self.normalized @ W_out.flatten(0, 1).T).unflatten(-1, change.shape[2:])
+        return scores - torch.einsum("bps,bph->bsh", (change * seen).sum(dim=-1), self.along)
 
 
 def _point_in_head(layer: int | None, each: str) -> str:

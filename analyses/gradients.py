@@ -38,9 +38,9 @@ def metric_gradients(
     """∂ (the metric's sum over a part) / ∂ activation at every point, from one pass and one backward pass per part.
 
     Prompts do not see each other, so row b of the gradient is that of prompt b's own sum. Gradients start at
-    ``leaf``, the first of the points, which is made to require them whatever the model's parameters do; with a
-    ``value`` that is written there. Points ``seen`` are activations only. ``parts`` are those of the batch; ``clean``
-    the clean outputs, where a metric compares with them (the pass's own by default).
+    ``leaf``, a point before all others (or the first of them), which is made to require them whatever the model's
+    parameters do; with a ``value`` that is written there. Points ``seen`` are activations only. ``parts`` are those of
+    the batch; ``clean`` the clean outputs, where a metric compares with them (the pass's own by default).
 
     Parameters get no ``.grad``, gradient mode is as it was afterwards, and so are the hooks.
 
@@ -88,8 +88,9 @@ def metric_gradients(
         by_part = []
         for index, total in enumerate(totals):
             again = index < len(totals) - 1
-            found = torch.autograd.grad(total, list(nodes.values()), retain_graph=again, allow_unused=True)
-            by_part.append({point: _met(point, gradient) for point, gradient in zip(nodes, found, strict=True)})
+            wanted = {point: nodes[point] for point in points}
+            found = torch.autograd.grad(total, list(wanted.values()), retain_graph=again, allow_unused=True)
+            by_part.append({point: _met(point, gradient) for point, gradient in zip(wanted, found, strict=True)})
     activations = {point: node.detach() for point, node in nodes.items()} | only_seen
     return Gradients(activations, by_part, torch.stack(counts, dim=1).double())
 
