@@ -64,13 +64,13 @@ SETTINGS: Mapping[Scale, Setting] = {
         noises=(0.1, 0.5, 1.0),
     ),
     "full": Setting(
-        test_prompts=5000,
-        head_prompts=2000,
-        descent_prompts=500,
+        test_prompts=2000,
+        head_prompts=1000,
+        descent_prompts=300,
         random_choices=10,
-        draws=10,
+        draws=5,
         map_prompts=200,
-        retrained=HEADS,
+        retrained=(1, 8),
         dimensions=(16, 32, 64),
         pairs_per_dimension=(1, 2, 4, 8),
         noises=(0.1, 0.25, 0.5, 1.0),
@@ -132,6 +132,8 @@ def about(scale: Scale) -> Sequence[str]:
 
 
 def _trained_anew(heads: Sequence[int]) -> str:
+    if not heads:
+        return "None of them was"
     if len(heads) == 1:
         return f"The model of {_heads(heads[0])} and seed 0 was"
     return f"The models of {', '.join(map(str, heads[:-1]))} and {_heads(heads[-1])} of seed 0 were"
