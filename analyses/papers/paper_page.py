@@ -6,32 +6,10 @@ from typing import Any
 import pandas as pd
 
 from analyses.papers.claims import Examined
-from analyses.papers.verdicts import Judgement
+from analyses.papers.paper_words import METHOD, in_numbers
 from analyses.report.contents import Report, Section, TableOf
 from analyses.report.findings import Finding
 from analyses.report.folder import files_of
-
-METHOD = (
-    (
-        "Every criterion was written down in the code before anything was run, and no setting depends on an "
-        "outcome. A criterion has one value for each seed (initial weights, training prompts and evaluation "
-        "prompts are all drawn from it); its interval is Student's t at 95 % over seeds. A claim is "
-        "reproduced if the interval of every one of its criteria lies wholly on the claimed side of the "
-        "margin, not reproduced if the interval of one lies wholly on the other, and inconclusive otherwise; "
-        "then stands how many seeds of the same mean and spread would settle it. Where criteria are several, "
-        "the number given first is that of the one that decides. Margins marked [ours] are ours: the paper "
-        "gives none."
-    ),
-    (
-        "Every claim has a negative control: something in which it must fail, measured by the same function. "
-        "A control that is not judged 'not reproduced' is said to have failed, and the claim's verdict is "
-        "then worth nothing."
-    ),
-    (
-        "Tags: [code] read in the paper's published code, [abs] in its abstract, [mem] from memory of the "
-        "paper, [ours] our choice."
-    ),
-)
 
 
 def page_files(
@@ -68,7 +46,7 @@ def _headline(finding: Examined) -> Finding:
     return Finding(
         key=finding.claim.name,
         claims=finding.verdict == "reproduced",
-        sentence=f"{finding.claim.sentence} {_in_numbers(finding.deciding)}{control}",
+        sentence=f"{finding.claim.sentence} {in_numbers(finding.deciding)}{control}",
         numbers={"value": finding.deciding.value, "verdict": finding.verdict},
         label=finding.verdict,
     )
@@ -80,8 +58,8 @@ def _section(finding: Examined) -> Section:
         "claim": f"{claim.sentence} {claim.source}",
         "question": claim.question,
         "criterion": "; and ".join(one.text for one in claim.criteria),
-        "verdict": f"{finding.verdict}. {' '.join(_in_numbers(one) for one in finding.judgements)}",
-        "control": f"{claim.control} {'Passed' if finding.control_passed else 'FAILED'}: {_in_numbers(finding.null)}",
+        "verdict": f"{finding.verdict}. {' '.join(in_numbers(one) for one in finding.judgements)}",
+        "control": f"{claim.control} {'Passed' if finding.control_passed else 'FAILED'}: {in_numbers(finding.null)}",
         "measured": claim.measured,
     }
     values = TableOf(f"{claim.name}-values", "The criteria, seed by seed", _values(finding))
@@ -98,17 +76,6 @@ def _section(finding: Examined) -> Section:
         figures=finding.evidence.figures,
         tables=[values, *tables],
     )
-
-
-def _in_numbers(one: Judgement) -> str:
-    """A judgement in words."""
-    criterion = one.criterion
-    said = f"{_capital(criterion.statistic)}: {one.value:.3g} [{one.ci_low:.3g}, {one.ci_high:.3g}] "
-    said += f"(95 % over {len(one.values)} seeds; claimed: {criterion.side} {criterion.threshold:g})"
-    if one.verdict != "inconclusive":
-        return f"{said}."
-    n = one.seeds_to_settle
-    return f"{said}; {'no number of seeds' if n is None else f'{n} seeds'} of this mean and spread would settle it."
 
 
 def _values(finding: Examined) -> pd.DataFrame:
@@ -137,7 +104,3 @@ def _table_of_claims(findings: Sequence[Examined]) -> TableOf:
         for one in findings
     ]
     return TableOf("claims", "All claims", pd.DataFrame(rows).astype({"seeds_to_settle": "Int64"}))
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from analyses.papers.claims import Claim, Examined, Scale, examine
 from analyses.papers.jobs import describe
+from analyses.papers.paper_markdown import markdown_files
 from analyses.papers.paper_page import page_files
 from analyses.papers.verdicts import CONFIDENCE, Judgement
 from analyses.papers.workers import do_jobs, one_thread
@@ -42,7 +43,7 @@ class Paper:
     about: Callable[[Scale], Sequence[str]]
 
 
-PAPERS: Mapping[str, str] = {"bietti2023": "analyses.papers.bietti2023"}
+PAPERS: Mapping[str, str] = {"bietti2023": "analyses.papers.bietti2023", "chen2024": "analyses.papers.chen2024"}
 """Papers by key, and the package that holds each as ``PAPER``."""
 
 
@@ -75,7 +76,9 @@ def reproduce(
     with one_thread():
         findings = [examine(claim, runs) for claim in claims]
     results = results_of(chosen, scale, findings)
-    files = page_files(chosen.title, chosen.citation, chosen.about(scale), findings, results)
+    about = chosen.about(scale)
+    files = page_files(chosen.title, chosen.citation, about, findings, results)
+    files |= markdown_files(chosen.title, chosen.citation, about, findings, results)
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         write_atomically(folder / name, content)

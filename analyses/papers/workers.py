@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +18,7 @@ from analyses.papers.jobs import Job
 from tasks.errors import InputError
 
 SECONDS_BETWEEN_LINES = 30.0
+INTERRUPTED = 130  # the shell's convention
 Say = Callable[[str], None]
 
 
@@ -80,6 +83,9 @@ def _do(job: Job, folder: Path) -> None:
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        # Ctrl-C reaches the whole group; the parent speaks of it, and an idle worker ends without a word.
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(INTERRUPTED))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
