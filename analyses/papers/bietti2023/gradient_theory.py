@@ -15,7 +15,7 @@ from analyses.report.contents import FigureOf, TableOf
 _MORE_THAN_HALF = 0.5
 _SIZES = {
     "quick": {"d_vocab": 16, "seq_len": 32, "n_triggers": 3, "n_prompts": 8192},
-    "full": {"d_vocab": 32, "seq_len": 64, "n_triggers": 5, "n_prompts": 16384},
+    "full": {"d_vocab": 32, "seq_len": 32, "n_triggers": 5, "n_prompts": 16384},
 }
 _WIDTHS = {"quick": (64, 512, 4096), "full": (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)}
 _SEEDS = {"quick": 5, "full": 5}
