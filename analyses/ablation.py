@@ -10,8 +10,9 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from analyses.figures import effect_figure
+from analyses.memory_budget import PROBED, MemoryBudget, batch_size_within
 from analyses.metrics import Group, Metric, MetricLike, as_metrics, groups
-from analyses.references import MeanOver, Method, Target, ablation_edits, method_name
+from analyses.references import MeanOver, Method, Target, ablation_edits, method_name, site_activations
 from analyses.result import Result, notes_on_intervals
 from analyses.sweep import SweepOutcome, sweep
 from interp.edits import Edit
@@ -97,6 +98,7 @@ def ablate(
     seed: int = 0,
     confidence: float = 0.95,
     batch_size: int = 512,
+    memory_budget: MemoryBudget | None = None,
 ) -> AblationResult:
     """What each ablation does to the metric, with intervals over prompts (paired: same prompts in both arms).
 
@@ -112,10 +114,13 @@ def ablate(
         metric: one of "loss", "accuracy", "excess_risk", "logit_diff", "prob", "kl", a function (outputs, prompts) ->
             [batch], or several of them.
         by: a label of the prompts that splits the effect, e.g. "segment".
+        batch_size: prompts per pass, at most.
+        memory_budget: bytes, or "2GB" say, that the sweep may take on top of the model and the prompts; prompts per
+            pass are then as many as fit, measured on two of them.
 
     Raises:
         InputError: a site, method, metric, label or position that does not exist, no prompts, reference prompts that
-            cannot serve, or an ``over`` without a mean.
+            cannot serve, an ``over`` without a mean, or a memory budget that does not hold one prompt.
     """
     refuse_other(model)
     targets = [as_target(model, sites_together) for sites_together in sites]
@@ -124,14 +129,23 @@ def ablate(
     if not len(prompts):
         raise InputError("prompts holds 0 prompts: sample some")
     metrics, parts = as_metrics(metric), list(groups(prompts, by))
-    edits = ablation_edits(
-        model, prompts, targets, method, reference=reference, over=over, seed=seed, batch_size=batch_size
-    )
-    plans = [{site: edits[site] for site in target} for target in targets]
     mask = None if where is None else mask_of(prompts, where)
-    outcome = sweep(
-        model, prompts, plans, metrics, parts, mask=mask, batch_size=batch_size, confidence=confidence, seed=seed
-    )
+
+    def measure(some: Prompts, source: Prompts | None, size: int) -> SweepOutcome:
+        edits = ablation_edits(model, some, targets, method, reference=source, over=over, seed=seed, batch_size=size)
+        plans = [{site: edits[site] for site in target} for target in targets]
+        return sweep(
+            model, some, plans, metrics, parts, mask=mask, batch_size=size, confidence=confidence, seed=seed,
+            stacked=memory_budget is None,
+        )  # fmt: skip
+
+    if memory_budget is not None:
+        batch_size = batch_size_within(
+            memory_budget, batch_size, len(prompts),
+            lambda: measure(prompts[:PROBED], None if reference is None else reference[:PROBED], PROBED),
+            kept_per_prompt=_kept_per_prompt(model, prompts, targets, method),
+        )  # fmt: skip
+    outcome = measure(prompts, reference, batch_size)
     settings = {
         "method": method if isinstance(method, str) else repr(method),
         "where": "mask" if isinstance(where, Tensor) else where,
@@ -146,6 +160,15 @@ def ablate(
     frame = _frame(outcome, targets, metrics, parts, by)
     title = f"Effect of {method_name(method)}-ablation on {' and '.join(one.name for one in metrics)}"
     return AblationResult(frame, title, settings, notes_on_intervals(frame), receipts=outcome.receipts)
+
+
+def _kept_per_prompt(model: HookedModel, prompts: Prompts, targets: Sequence[Target], method: Method | Edit) -> float:
+    """Bytes of the activations that are kept of every prompt for others to be given."""
+    if method not in ("resample", "counterfactual"):
+        return 0.0
+    sites = {site for target in targets for site in target}
+    kept = site_activations(model, prompts[:1], sorted(sites, key=str), 1)
+    return 2.0 * sum(each.nbytes for each in kept.values())  # in parts, and joined
 
 
 def as_target(model: HookedModel, together: SiteLike | Sequence[SiteLike]) -> Target:

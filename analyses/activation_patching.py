@@ -11,8 +11,9 @@ from torch import Tensor
 
 from analyses.ablation import as_target
 from analyses.edited_passes import EditedPasses, first_layer
+from analyses.memory_budget import PROBED, MemoryBudget, batch_size_within
 from analyses.metrics import MetricLike, as_metrics, groups
-from analyses.paired_runs import Direction, PassesOfBatch, RunPair, measure_patches, notes_on_effects
+from analyses.paired_runs import Direction, PassesOfBatch, PatchedValues, RunPair, measure_patches, notes_on_effects
 from analyses.patching_figures import patching_figure
 from analyses.references import Target, counterfactual_of
 from analyses.result import Result, notes_on_intervals
@@ -65,6 +66,7 @@ def patch_activations(
     seed: int = 0,
     confidence: float = 0.95,
     batch_size: int = 512,
+    memory_budget: MemoryBudget | None = None,
 ) -> PatchingResult:
     """Which sites and positions carry what tells the prompts from their counterfactuals?
 
@@ -85,6 +87,7 @@ def patch_activations(
             prompts' ``wrong`` answers (``replace(prompts, wrong=counterfactual.targets)`` makes it one between the
             answers of the two runs).
         batch_size: pairs of prompts per pass; each batch runs twice clean, and each patch from its first layer on.
+        memory_budget: as for ``ablate``.
 
     Raises:
         InputError: no counterfactual or one that is not aligned; a site, component, position, metric or label that
@@ -108,10 +111,16 @@ def patch_activations(
     targets = [target for target, _ in targets_of(model, sites)]
     places = _places(prompts, positions)
     patches = [_Patch(_at(target, place), place) for target in targets for place in places]
-    runs = _PatchedRuns(model, pair, patches)
-    values = measure_patches(
-        pair, runs, len(patches), metrics, parts, batch_size=batch_size, confidence=confidence, seed=seed
-    )
+
+    def measure(some: RunPair, size: int) -> tuple[PatchedValues, EditedPasses]:
+        runs = _PatchedRuns(model, some, patches, stacked=memory_budget is None)
+        how = {"batch_size": size, "confidence": confidence, "seed": seed}
+        return measure_patches(some, runs, len(patches), metrics, parts, **how), runs.passes
+
+    if memory_budget is not None:
+        two = RunPair(pair.prompts[:PROBED], pair.counterfactual[:PROBED], direction)
+        batch_size = batch_size_within(memory_budget, batch_size, len(prompts), lambda: measure(two, PROBED))
+    values, passes = measure(pair, batch_size)
     rows = [
         _facts(patch, positions) | row
         for index, patch in enumerate(patches)
@@ -123,7 +132,7 @@ def patch_activations(
     settings |= {"counterfactual_seed": pair.counterfactual.seed}
     title = f"Activation patching ({direction}): {' and '.join(one.name for one in metrics)}"
     notes = notes_on_intervals(frame) + notes_on_effects(frame)
-    return PatchingResult(frame, title, settings, notes, receipts=tuple(map(tuple, runs.passes.receipts)))
+    return PatchingResult(frame, title, settings, notes, receipts=tuple(map(tuple, passes.receipts)))
 
 
 def sites_of_component(model: HookedModel, component: str) -> list[Site]:
@@ -184,9 +193,9 @@ class _Patch(NamedTuple):
 class _PatchedRuns:
     """The passes of a batch: the base run, the other run, and one for each patch."""
 
-    def __init__(self, model: HookedModel, pair: RunPair, patches: Sequence[_Patch]):
+    def __init__(self, model: HookedModel, pair: RunPair, patches: Sequence[_Patch], *, stacked: bool):
         self.model, self.pair, self.patches = model, pair, patches
-        self.passes = EditedPasses(model, [patch.target for patch in patches])
+        self.passes = EditedPasses(model, [patch.target for patch in patches], stacked=stacked)
         self.written = list(dict.fromkeys(site.hook_name for patch in patches for site in patch.target))
 
     def __call__(self, rows: slice) -> PassesOfBatch:

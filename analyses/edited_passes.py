@@ -1,6 +1,7 @@
 """The passes of a batch: a clean one, and one for every plan of edits, computed with as little as gives the same."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -15,13 +16,14 @@ class EditedPasses:
 
     A set runs from the first layer that it edits, on the clean residual stream before that layer. Where only outputs
     of heads are edited, in a HookedTransformer that nobody else hooks, it goes on from the edited z (see
-    ``outputs_of_edits``); anything else is edited by hooks within a pass.
+    ``outputs_of_edits``), several sets in one pass if they are ``stacked`` and small; anything else is edited by hooks
+    within a pass.
     """
 
-    def __init__(self, model: HookedModel, plans: Sequence[Sequence[Site]]):
+    def __init__(self, model: HookedModel, plans: Sequence[Sequence[Site]], *, stacked: bool = True):
         for site in {site for plan in plans for site in plan}:
             site.check(model.cfg.n_layers, model.cfg.n_heads)
-        self.model = model
+        self.model, self.stacked = model, stacked
         self.receipts = [[Receipt(site) for site in plan] for plan in plans]
         self.firsts = [first_layer(plan) for plan in plans]
         self.points = points_to_watch(site for plan in plans for site in plan)
@@ -58,8 +60,8 @@ class EditedPasses:
             else:
                 yield number, self._by_hooks(number, plan)
         if through_z:
-            run = Run(self.model, self.residuals, self.z, self.outputs)  # pyright: ignore[reportArgumentType]
-            yield from outputs_of_edits(run, through_z)
+            model: Any = self.model
+            yield from outputs_of_edits(Run(model, self.residuals, self.z, self.outputs, self.stacked), through_z)
 
     def _is_first_of_a_pass_from_z(self, layer: int) -> bool:
         return any(from_z and first == layer for first, from_z in zip(self.firsts, self.from_z, strict=True))

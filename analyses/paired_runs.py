@@ -14,6 +14,7 @@ from torch import Tensor
 from analyses.batches import batches
 from analyses.metrics import Group, Metric
 from analyses.sweep import measured
+from interp.progress import patient_progress
 from interp.statistics import Interval, percentile_ends, ratio_interval, resampled_ratios
 from tasks.errors import InputError
 from tasks.prompts import Prompts
@@ -97,8 +98,9 @@ def measure_patches(
     """
     base_sums, other_sums, counts = [], [], []
     patched: list[list[Float[ndarray, "batch quantity"]]] = [[] for _ in range(n_patches)]
-    with torch.no_grad():
-        for rows in batches(pair.prompts, batch_size):
+    every = list(batches(pair.prompts, batch_size))
+    with torch.no_grad(), patient_progress("passes", len(every) * n_patches) as one_more:
+        for rows in every:
             batch = pair.prompts[rows]
             of_batch = [Group(part.value, None if part.mask is None else part.mask[rows]) for part in parts]
             base, other, runs = passes(rows)
@@ -109,6 +111,7 @@ def measure_patches(
             other_sums.append(measured(metrics, of_batch, other, batch, answered)[0])
             for number, outputs in runs:
                 patched[number].append(measured(metrics, of_batch, outputs, batch, answered)[0])
+                one_more()
     before, there, count = (np.concatenate(each) for each in (base_sums, other_sums, counts))
     return _compared(before, there, [np.concatenate(each) for each in patched], count, confidence, seed)
 

@@ -50,6 +50,8 @@ class Run:
     residuals: dict[int, Float[Tensor, "batch pos d_model"]]
     z: dict[int, Float[Tensor, "batch pos head d_head"]] = field(default_factory=dict)
     outputs: Float[Tensor, "batch pos *d_out"] | None = None
+    stacked: bool = True
+    """Whether sets of edits may run side by side in one pass, for which there must be memory."""
 
     def reach(self, layer: int) -> tuple[Tensor, Tensor]:
         """The residual stream before a layer and z in it, from what is known before."""
@@ -156,7 +158,7 @@ class _Branches:
         keys = list(dict.fromkeys([*self.ending, *self.going_on]))
         moved = _Moved(self.changes, keys, self.block.attn.W_O)
         n_batch, n_pos = self.resid.shape[:2]
-        at_once = max(1, _POSITIONS_AT_ONCE // (n_batch * n_pos))
+        at_once = max(1, _POSITIONS_AT_ONCE // (n_batch * n_pos)) if self.run.stacked else 1
         for start in range(0, len(keys), at_once):
             some = keys[start : start + at_once]
             added = torch.cat([moved.onto(attn_out, key) for key in some])
@@ -179,7 +181,7 @@ class _Branches:
                     yield number, one
         for key, resid in zip(keys, behind.split(n_batch), strict=True):
             if key in self.going_on:
-                child = Run(self.run.model, {self.layer + 1: resid}, outputs=found.get(key))
+                child = Run(self.run.model, {self.layer + 1: resid}, outputs=found.get(key), stacked=self.run.stacked)
                 yield from outputs_of_edits(child, self.going_on[key])
 
     def _nothing_but_the_unembedding_follows(self) -> bool:

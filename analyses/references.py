@@ -139,9 +139,13 @@ def mean_activations(
         raise InputError("reference holds 0 prompts: a mean over nothing does not exist, sample some")
     if over not in ("batch", "batch_pos"):
         raise InputError(f"over = {over!r} is unknown: choose 'batch' (per position) or 'batch_pos' (one mean)")
-    axes = 0 if over == "batch" else (0, 1)
-    found = site_activations(model, reference, sites, batch_size)
-    return {site: activation.mean(dim=axes) for site, activation in found.items()}
+    totals: dict[Site, Tensor] = {}
+    for rows in batches(reference, batch_size):
+        for site, activation in site_activations(model, reference[rows], sites, batch_size).items():
+            summed = activation.sum(dim=0 if over == "batch" else (0, 1), dtype=torch.float64)
+            totals[site] = totals[site] + summed if site in totals else summed
+            n_each, dtype = (1 if over == "batch" else activation.shape[1]), activation.dtype
+    return {site: (total / (n_each * len(reference))).to(dtype) for site, total in totals.items()}
 
 
 def derangement(n: int, seed: int) -> Int[Tensor, "n"]:

@@ -16,6 +16,7 @@ from analyses.metrics import Group, Metric
 from analyses.references import EditOfRows
 from interp.interventions import Intervention, Receipt
 from interp.model_adapter import HookedModel
+from interp.progress import patient_progress
 from interp.sites import Site
 from interp.statistics import Interval, ratio_interval
 from tasks.errors import InputError
@@ -70,20 +71,23 @@ def sweep(
     batch_size: int,
     confidence: float,
     seed: int,
+    stacked: bool = True,
 ) -> SweepOutcome:
     """Measure every plan on every prompt, against the clean model on the same prompts.
 
     Each batch runs clean once; a plan then runs from what it edits first, on what is known there from the clean pass
     (see ``EditedPasses``), which gives the numbers of a full pass up to rounding, and an effect of exactly zero for an
-    edit that changes nothing. With a ``mask`` every edit is made where it holds only.
+    edit that changes nothing. With a ``mask`` every edit is made where it holds only. Small passes run several plans
+    side by side, unless memory is short (not ``stacked``).
 
     Raises:
         InputError: an intervention that did not fire, or a metric that is not finite.
     """
     clean, counts, edited = [], [], [[] for _ in plans]
-    passes = EditedPasses(model, [tuple(plan) for plan in plans])
-    with torch.no_grad():
-        for rows in batches(prompts, batch_size):
+    passes = EditedPasses(model, [tuple(plan) for plan in plans], stacked=stacked)
+    every = list(batches(prompts, batch_size))
+    with torch.no_grad(), patient_progress("passes", len(every) * len(plans)) as one_more:
+        for rows in every:
             batch = prompts[rows]
             of_batch = [Group(part.value, None if part.mask is None else part.mask[rows]) for part in parts]
             clean_outputs = passes.clean(batch.inputs)
@@ -93,6 +97,7 @@ def sweep(
             planned = _interventions(plans, rows, None if mask is None else mask[rows])
             for number, outputs in passes.edited(planned):
                 edited[number].append(measured(metrics, of_batch, outputs, batch, clean_outputs)[0])
+                one_more()
     before, count = np.concatenate(clean), np.concatenate(counts)
     with np.errstate(invalid="ignore"):
         differences = tuple(np.concatenate(after) - before for after in edited)

@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
+from rich.errors import LiveError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from interp.history import Row
 
 SECONDS_BETWEEN_LINES = 30.0
+SECONDS_BEFORE_A_BAR = 2.0
 
 Show = Callable[[int, Row | None], None]
 """Called after every step with its number and, if the step was logged, its row of the history."""
@@ -56,6 +58,35 @@ def counted_progress(what: str, total: int, enabled: bool = True) -> Iterator[Ca
                 console.print(f"{what} {done}/{total}", soft_wrap=True, highlight=False)
 
         yield say
+
+
+@contextmanager
+def patient_progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Counts steps, and shows how many are done only in a terminal and only if the work takes long.
+
+    >>> with patient_progress("passes", 2) as step:
+    ...     step()
+    """
+    start, done = time.monotonic(), 0
+    tell: Callable[[int], None] | None = None
+
+    def step() -> None:
+        nonlocal done, tell
+        done += 1
+        if tell is None and time.monotonic() - start > SECONDS_BEFORE_A_BAR:
+            try:
+                tell = shown.enter_context(counted_progress(what, total, Console(stderr=True).is_terminal))
+            except LiveError:  # someone else's bar is there already, and says more
+                tell = _silent
+        if tell is not None:
+            tell(done)
+
+    with ExitStack() as shown:
+        yield step
+
+
+def _silent(_done: int) -> None:
+    pass
 
 
 def _bar(console: Console, *, transient: bool = False) -> Progress:
