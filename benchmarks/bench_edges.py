@@ -20,7 +20,7 @@ from analyses import attribute_edges
 from interp.conversion import from_transformer_lens
 from tasks.prompts import Prompts
 
-D_VOCAB, N_POS, N_PROMPTS, ASKED = 65, 64, 256, 4.5
+D_VOCAB, N_POS, N_PROMPTS, ASKED = 65, 64, 64, 4.5
 
 
 def by_transformer_lens(bridge: torch.nn.Module, prompts: Prompts, other: Prompts) -> dict[tuple[str, str], float]:
