@@ -1,7 +1,7 @@
 """When readouts emerge in training, over seeds: medians with exact intervals, order, seeds that never get there."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,22 +101,44 @@ def emergence_of(values: Mapping[str, pd.DataFrame], share: float, settings: Map
     """``SeedDynamics.emergence``, of each readout's values [step, seed]."""
     if not 0 < share <= 1:
         raise InputError(f"share = {share}: expected a number above 0 and at most 1")
-    frames, rows, notes = [], [], []
+    frames, notes = [], []
     for readout, matrix in values.items():
         gains = (matrix.iloc[-1] - matrix.iloc[0]).to_numpy(dtype=float)
         interval = seed_interval(gains)
-        low, high = float(interval.low), float(interval.high)
         gain = float(np.median(gains))
-        has_gain = (low > 0 or high < 0) and gain != 0
-        if not has_gain:
-            notes.append(f"{readout} has no gain over its start (mean {gains.mean():.3g}, {low:.3g} to {high:.3g})")
-        frames.append(_passings(readout, matrix, share * gain if has_gain else None))
-        rows.append({"readout": readout, "gain": float(interval.estimate), "gain_low": low, "gain_high": high})
-    frame = pd.concat(frames, ignore_index=True)
-    summary = pd.DataFrame([row | _median_of(frame[frame["readout"] == row["readout"]]) for row in rows])
-    summary = summary.sort_values("median_step", kind="stable", na_position="last", ignore_index=True)
+        if gain == 0 or interval.low <= 0 <= interval.high:
+            around = f"mean {gains.mean():.3g}, {float(interval.low):.3g} to {float(interval.high):.3g}"
+            notes.append(f"{readout} has no gain over its start ({around})")
+            frames.append(_passings(readout, matrix, None))
+        else:
+            frames.append(_passings(readout, matrix, (matrix.iloc[0] + share * gain).tolist(), rising=gain > 0))
     title = f"Steps to {share:g} of the gain over initialisation"
-    return Emergence(frame, title, {**settings, "share": share}, tuple(notes), summary, _order(frame, summary))
+    return _summarised(frames, values, title, {**settings, "share": share}, notes)
+
+
+def passing_of(values: Mapping[str, pd.DataFrame], threshold: float, settings: Mapping[str, Any]) -> Emergence:
+    """``SeedDynamics.first_passing``, of each readout's values [step, seed]."""
+    if not np.isfinite(threshold):
+        raise InputError(f"threshold = {threshold}: expected a number")
+    frames = [_passings(readout, matrix, [threshold] * matrix.shape[1]) for readout, matrix in values.items()]
+    return _summarised(frames, values, f"Steps to {threshold:g}", {**settings, "threshold": threshold}, [])
+
+
+def _summarised(
+    frames: Sequence[pd.DataFrame],
+    values: Mapping[str, pd.DataFrame],
+    title: str,
+    settings: Mapping[str, Any],
+    notes: Sequence[str],
+) -> Emergence:
+    rows = []
+    for (readout, matrix), frame in zip(values.items(), frames, strict=True):
+        gain = seed_interval((matrix.iloc[-1] - matrix.iloc[0]).to_numpy(dtype=float))
+        ends = {"gain": float(gain.estimate), "gain_low": float(gain.low), "gain_high": float(gain.high)}
+        rows.append({"readout": readout, **ends, **_median_of(frame)})
+    summary = pd.DataFrame(rows).sort_values("median_step", kind="stable", na_position="last", ignore_index=True)
+    frame = pd.concat(frames, ignore_index=True)
+    return Emergence(frame, title, settings, tuple(notes), summary, _order(frame, summary))
 
 
 def median_interval(values: Float[ndarray, "seeds"], confidence: float = 0.95) -> tuple[float, float, float]:
@@ -140,17 +162,18 @@ def median_interval(values: Float[ndarray, "seeds"], confidence: float = 0.95) -
     return median, float(ordered[ranks[-1] - 1]), float(ordered[n - ranks[-1]])
 
 
-def _passings(readout: str, matrix: pd.DataFrame, rise: float | None) -> pd.DataFrame:
-    """When each seed's curve first reaches its start plus ``rise``; never without one."""
+def _passings(
+    readout: str, matrix: pd.DataFrame, heights: Sequence[float] | None, *, rising: bool = True
+) -> pd.DataFrame:
+    """When each seed's curve first reaches its height, from below or (not ``rising``) from above; None: never."""
     steps = matrix.index.to_numpy()
     rows = []
-    for seed, curve in matrix.items():
-        start = float(curve.iloc[0])
-        row: dict[str, Any] = {"seed": seed, "readout": readout, "start": start, "height": None, "step": None}
-        row |= {"after_step": None, "last_step": int(steps[-1])}
-        if rise is not None:
-            row["height"] = start + rise
-            there = (curve.to_numpy(dtype=float) - row["height"]) * np.sign(rise) >= 0
+    for place, (seed, curve) in enumerate(matrix.items()):
+        row: dict[str, Any] = {"seed": seed, "readout": readout, "start": float(curve.iloc[0]), "height": None}
+        row |= {"step": None, "after_step": None, "last_step": int(steps[-1])}
+        if heights is not None:
+            row["height"] = heights[place]
+            there = (curve >= row["height"] if rising else curve <= row["height"]).to_numpy()
             if there.any():
                 first = int(there.argmax())
                 row |= {"step": int(steps[first]), "after_step": int(steps[first - 1]) if first else None}

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analyses.dynamics import Analysis, picked_curves
-from analyses.emergence import Emergence, emergence_of
+from analyses.emergence import Emergence, emergence_of, passing_of
 from analyses.figures import MUTED, component_colour, look, plain, words
 from analyses.result import Result
 from interp.seed_runs import SeedRuns
@@ -84,6 +84,14 @@ class SeedDynamics(Result):
             InputError: as for ``bands``, or a share that is not above 0 and at most 1.
         """
         return emergence_of(self._matrices(), share, dict(self.settings))
+
+    def first_passing(self, threshold: float) -> Emergence:
+        """When each readout first reaches a threshold in each seed, in the same tables as ``emergence``.
+
+        Raises:
+            InputError: as for ``bands``.
+        """
+        return passing_of(self._matrices(), threshold, dict(self.settings))
 
     def plot(self) -> go.Figure:
         """A panel per readout: every seed as a thin line, and their mean with its band.

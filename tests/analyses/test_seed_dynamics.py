@@ -107,6 +107,16 @@ def test_half_of_little_does_not_date_a_seed_that_learned_only_little():
     assert found.frame["height"].tolist() == [0.5] * 6  # half of the median gain of 1, not of the seed's own 0.3
 
 
+def test_the_time_to_a_threshold_counts_every_seed():
+    found = by_hand(late=RISES_LATE, early=RISES_EARLY).first_passing(0.6)
+    late = found.summary.set_index("readout").loc["late"]
+    assert (late["n_seeds"], late["n_censored"], late["median_step"]) == (6, 1, 20)
+    assert found.frame.query("readout == 'early'")["step"].tolist() == [10] * 6
+    assert by_hand(falls=FALLS).first_passing(2.0).frame["step"].tolist() == [0] * 6  # above it from the start
+    with pytest.raises(InputError, match="threshold = nan"):
+        by_hand(early=RISES_EARLY).first_passing(float("nan"))
+
+
 def test_a_readout_without_a_gain_emerges_nowhere_and_a_note_says_so():
     found = by_hand(stays=STAYS, early=RISES_EARLY).emergence()
     stays = found.summary.set_index("readout").loc["stays"]
