@@ -31,8 +31,9 @@ from tasks.protocol import Task
 How = Literal["measured", "stacked", "alone"]
 SEED_FIELDS = ("init_seed", "train_seed", "eval_seed")
 
-SHORTEST_TRIED = 100
-"""Fewer steps than this are not worth a trial, which takes about 2 % of so many."""
+TRIAL_SHARE = 0.02
+"""A trial may take so much of the steps to come, warming up included; where that is too few, there is none."""
+MOST_TIMED = 5
 CLEARLY_FASTER = 1.05
 """How much faster stacked steps must have been in the trial to be chosen: clocks are not exact."""
 MOST_NUMBERS_AT_ONCE = 250_000_000
@@ -93,7 +94,7 @@ def train_many(
 
 @dataclass(frozen=True)
 class Trial:
-    """Both ways of training, timed: seconds per seed and step, medians over ``n_steps`` of each, in turn."""
+    """Both ways of training, timed: seconds per seed and step, the fastest of ``n_steps`` of each, in turn."""
 
     alone_seconds: float
     stacked_seconds: float
@@ -174,8 +175,8 @@ class _Many:
         before = {part[-1]["way"] for seed in self.seeds if (part := read_how(seed_folder(self.folder, seed)))}
         if len(before) == 1:
             return before.pop(), "as it began", None
-        if self._config.steps < SHORTEST_TRIED:
-            return "alone", f"fewer than {SHORTEST_TRIED} steps", None
+        if not timed_steps(len(group), self._config.steps):
+            return "alone", "too few steps for a trial", None
         if reason := self._why_not_stacked():
             return "alone", reason, None
         trial = timed_trial(self.task, lambda seed: Trainee.untrained(*self.configs_of(seed)), group)
@@ -266,10 +267,10 @@ def _advance(task: Task, runs: Mapping[int, RunInProgress], progress: bool) -> d
 def timed_trial(task: Task, make: Callable[[int], Trainee], seeds: Sequence[int]) -> Trial:
     """Time steps of both ways on throw-away models, in turn, so that a machine whose speed drifts slows both alike.
 
-    One step of each is for warming up; at most 1 % of the steps of the training to come are timed, at least 1.
+    The first step of each is for warming up. The fastest counts, since what others do on the machine only slows.
     """
     alone, stack = make(seeds[0]), StackedTrainees([make(seed) for seed in seeds])
-    n_steps = min(5, max(1, alone.config.steps // 100))
+    n_steps = max(1, timed_steps(len(seeds), alone.config.steps))
     times: dict[str, list[float]] = {"alone": [], "stacked": []}
     for _ in range(n_steps + 1):
         for way, take_step in (("alone", alone.take_step), ("stacked", stack.take_step)):
@@ -277,8 +278,18 @@ def timed_trial(task: Task, make: Callable[[int], Trainee], seeds: Sequence[int]
             take_step(task)
             _wait_for(alone.config.device)
             times[way].append(time.perf_counter() - start)
-    medians = {way: statistics.median(taken[1:]) for way, taken in times.items()}
-    return Trial(medians["alone"], medians["stacked"] / len(seeds), n_steps, len(seeds), torch.get_num_threads())
+    fastest = {way: min(taken[1:]) for way, taken in times.items()}
+    return Trial(fastest["alone"], fastest["stacked"] / len(seeds), n_steps, len(seeds), torch.get_num_threads())
+
+
+def timed_steps(n_seeds: int, steps: int) -> int:
+    """How many steps of each way a trial may time; a round of both costs a step of every seed and one more.
+
+    >>> timed_steps(16, 300), timed_steps(2, 100)
+    (4, 0)
+    """
+    rounds = int(TRIAL_SHARE * steps * n_seeds / (n_seeds + 1))
+    return max(0, min(MOST_TIMED, rounds - 1))
 
 
 def _wait_for(device: str) -> None:
