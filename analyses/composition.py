@@ -17,8 +17,6 @@ from interp.model_adapter import HookedModel, refuse_other
 from tasks.errors import InputError
 from tasks.field_checks import check_whole
 
-_DRAWS_AT_ONCE = 50
-
 
 @dataclass(frozen=True, eq=False)
 class CompositionResult(Result):
@@ -125,12 +123,11 @@ def _by_chance(
     """Scores of matrices with these squared singular values, a random rotation between them: √(Σ a_i R_ij² b_j)."""
     generator = torch.Generator().manual_seed(seed)
     found = []
-    for start in range(0, n_random, _DRAWS_AT_ONCE):
-        shape = (min(_DRAWS_AT_ONCE, n_random - start), d_model, b.shape[1])
-        frames = torch.linalg.qr(torch.randn(shape, generator=generator, dtype=torch.float64)).Q
-        overlaps = frames[:, : a.shape[1]].square()  # [draw, rank_a, rank_b]
-        found.append(torch.einsum("ra,nab,rb->nr", a, overlaps, b).clamp(min=0).sqrt())
-    return torch.cat(found).numpy()
+    for _ in range(n_random):
+        frame = torch.linalg.qr(torch.randn(d_model, b.shape[1], generator=generator, dtype=torch.float64)).Q
+        overlaps = frame[: a.shape[1]].square()  # [rank_a, rank_b]
+        found.append((a @ overlaps * b).sum(dim=1).sqrt())
+    return torch.stack(found).numpy()
 
 
 def _notes(frame: pd.DataFrame, n_random: int) -> tuple[str, ...]:

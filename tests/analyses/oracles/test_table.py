@@ -61,6 +61,15 @@ def test_decoys_get_no_credit_and_the_backup_is_found_by_pairs_and_shapley_value
     assert set(blind["method"]) <= set(BLIND_TO_BACKUPS)
 
 
+def test_completeness_misses_the_backup_by_what_it_would_have_done():
+    found = run_oracles([backup_circuit()], methods=["evaluate_circuit"], edges=False)
+    assert found.failures == []
+    rows = found.frame.set_index("quantity")
+    assert rows.loc["faithfulness of the true edges", "found"] == pytest.approx(1)
+    assert rows.loc["L0H0 gone, L1H0 missed", "found"] == pytest.approx(-2, abs=1e-5)
+    assert set(found.credits["verdict"]) == {"found"}
+
+
 def planted(known):
     """The effect of zeroing the copying head, given to the decoy."""
     return replace(known, effects={**known.effects, "zero": {"L0H1": known.effect("zero", "L0H0")}})
