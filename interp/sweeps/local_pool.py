@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -23,18 +24,16 @@ class LocalPool:
     many a trial. They end with this process, however it ends.
     """
 
+    n_slots: int
+
     def __init__(self, out: Path, train_trial: TrainTrial, *, workers: int | None, cpus: int, gpus: float):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if gpus:
-            raise InputError(f"resources.gpus = {gpus}: only the engine ray shares GPUs out: take it, or drop gpus")
-        if workers is None and cpus > cores:
-            raise InputError(f"resources.cpus = {cpus} but this machine has {cores}: set at most so many")
-        self.n_slots = cores // cpus if workers is None else workers
+        self.n_slots = n_slots(workers, cpus, gpus)
         self._out, self._train_trial = out, train_trial
         self._workers: list[_Worker] = []
 
     def submit(self, trial: Trial) -> None:
         """Begin a trial; there must be a free slot."""
+        self._workers = [worker for worker in self._workers if worker.trial or worker.process.is_alive()]
         free = [worker for worker in self._workers if worker.trial is None]
         if not free:
             free = [_Worker.started(self._out, self._train_trial, trial.cpus)]
@@ -93,7 +92,8 @@ class _Worker:
 
     def begin(self, trial: Trial) -> None:
         self.trial = trial
-        self.connection.send(trial)
+        with suppress(ConnectionError):  # dead this very moment: waiting for it will tell
+            self.connection.send(trial)
 
     def end(self) -> str | None:
         """Take the worker's word that it is through; what it died of if it has none."""
@@ -104,6 +104,20 @@ class _Worker:
             self.process.join()
             return _cause_of_death(self.process.exitcode)
         return None
+
+
+def n_slots(workers: int | None, cpus: int, gpus: float) -> int:
+    """How many trials run at a time.
+
+    Raises:
+        InputError: a trial wants more CPUs than this machine has, or a GPU.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if gpus:
+        raise InputError(f"resources.gpus = {gpus}: only the engine ray shares GPUs out: take it, or drop gpus")
+    if workers is None and cpus > cores:
+        raise InputError(f"resources.cpus = {cpus} but this machine has {cores}: set at most so many")
+    return cores // cpus if workers is None else workers
 
 
 def _cause_of_death(exit_code: int | None) -> str:

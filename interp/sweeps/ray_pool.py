@@ -26,7 +26,7 @@ class RayPool:
     def __init__(
         self, out: Path, train_trial: TrainTrial, *, address: str | None, workers: int | None, cpus: int, gpus: float
     ):
-        self._ray = ray = _imported_ray()
+        self._ray = ray = imported_ray()
         options: dict[str, Any] = {"include_dashboard": False}
         if address is not None:
             options = {"address": address}
@@ -78,7 +78,12 @@ def _do_trial(trial: Trial, out: str, train_trial: TrainTrial) -> None:
     do_trial(trial, Path(out), train_trial)
 
 
-def _imported_ray() -> Any:
+def imported_ray() -> Any:
+    """Ray.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         return importlib.import_module("ray")
     except ImportError:

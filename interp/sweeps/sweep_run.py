@@ -12,8 +12,8 @@ from rich.console import Console
 from interp.atomic_files import is_unfinished, make_folder, write_atomically
 from interp.folder_lock import LOCK_FILE, folder_lock
 from interp.interrupts import Interrupted, InterruptNote, deferred_interrupt
-from interp.sweeps.local_pool import LocalPool
-from interp.sweeps.ray_pool import RayPool
+from interp.sweeps.local_pool import LocalPool, n_slots
+from interp.sweeps.ray_pool import RayPool, imported_ray
 from interp.sweeps.sweep_file import read_sweep
 from interp.sweeps.trial import Outcome, TrainTrial, Trial
 from tasks.errors import InputError
@@ -85,6 +85,10 @@ def run_sweep(
         raise InputError(f"address = {address!r} is for the engine ray, and without workers: drop one of them")
     trials, folder = read_sweep(Path(path)), Path(out)
     _refuse_foreign(folder)
+    if engine == "local":  # before a folder is made
+        n_slots(workers, trials[0].cpus, trials[0].gpus)
+    else:
+        imported_ray()
     make_folder(folder)
     with folder_lock(folder):
         write_atomically(folder / SWEEP_FILE, json.dumps({"format": 1, "file": str(path)}).encode())

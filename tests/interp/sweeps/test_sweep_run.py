@@ -186,12 +186,20 @@ def test_without_ray_one_line_says_what_to_install(sweep_file, tmp_path, capsys,
     monkeypatch.setitem(sys.modules, "ray", None)
     assert cli.run(["sweep", str(sweep_file()), "--engine", "ray", "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert "error: the engine ray needs Ray, which is not installed: pip install 'icl-interp[cluster]'\n" in said
+    assert said == "error: the engine ray needs Ray, which is not installed: pip install 'icl-interp[cluster]'\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_gpus_on_the_local_engine_are_refused(sweep_file, tmp_path):
     path = sweep_file(**{"[settings]": "[resources]\ngpus = 0.5\n[settings]"})
     with pytest.raises(InputError, match="only the engine ray shares GPUs out"):
+        run_sweep(path, cli.train_trial, out=tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_trial_that_wants_more_cores_than_there_are_is_refused(sweep_file, tmp_path):
+    path = sweep_file(**{"[settings]": "[resources]\ncpus = 4096\n[settings]"})
+    with pytest.raises(InputError, match=r"resources.cpus = 4096 but this machine has \d+"):
         run_sweep(path, cli.train_trial, out=tmp_path / "out", progress=False)
 
 
