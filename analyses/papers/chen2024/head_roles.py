@@ -26,9 +26,15 @@ from analyses.report.contents import FigureOf, TableOf
 from interp.hooked_transformer import HookedTransformer
 from tasks.sparse_regression import SparseRegression
 
-FIRST = Criterion("first-layer", "effective heads of the first layer, of 8", 4.0, source="[abs]; margin [ours]")
+FIRST = Criterion(
+    "first-layer", "number of heads, of 8, that the first layer effectively uses", 4.0, source="[abs]; margin [ours]"
+)
 LATER = Criterion(
-    "later-layers", "effective heads of the later layers, their mean", 2.0, "below", source="[abs]; margin [ours]"
+    "later-layers",
+    "number of heads that the later layers effectively use, their mean",
+    2.0,
+    "below",
+    source="[abs]; margin [ours]",
 )
 _FEW_PAIRS = N_CONTEXT // 2
 UNTRAINED = "untrained twins"

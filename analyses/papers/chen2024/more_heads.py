@@ -1,14 +1,24 @@
 """Claim: at an equal number of parameters more heads reach a lower risk."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 
-from analyses.papers.chen2024.algorithms import risk_by_algorithm
+from analyses.papers.chen2024.algorithms import DESCENT, RIDGE, risk_by_algorithm
 from analyses.papers.chen2024.checkpoints import Checkpoint, arm_of, checkpoint_name, load, task_with
-from analyses.papers.chen2024.setting import CONTEXTS, HEADS, JUDGED, MOST_HEADS, SEEDS, SETTINGS, TEST_SEED, training
+from analyses.papers.chen2024.setting import (
+    CONTEXTS,
+    HEADS,
+    JUDGED,
+    MOST_HEADS,
+    SEEDS,
+    SETTINGS,
+    TEST_SEED,
+    TRAINED_ANEW,
+    training,
+)
 from analyses.papers.chen2024.where import where_it_holds
 from analyses.papers.claims import Claim, Evidence, Outcomes, Scale
 from analyses.papers.jobs import Arm, Calculation
@@ -22,8 +32,10 @@ from tasks.sparse_regression import SparseRegression
 CRITERION = Criterion(
     "one-over-eight", "risk of one head over that of eight (geometric mean over n)", 1.05, source="[abs]; margin [ours]"
 )
-REFERENCES, TRAINED_ANEW = "algorithms", "trained anew"
+REFERENCES, AGAIN = "algorithms", "trained anew"
 _BATCH = 500
+_CAPTION = "Excess risk against the number of pairs: a thin line for each seed, a thick one for their mean."
+_BESIDE_RIDGE = "The same over the risk of ridge, tuned at each n, on the same seeds: where the models differ at all."
 
 
 def more_heads_are_better(scale: Scale) -> Claim:
@@ -39,7 +51,7 @@ def more_heads_are_better(scale: Scale) -> Claim:
         f"{', '.join(map(str, CONTEXTS))}, the same prompts for all models of a seed. Ridge, gradient descent and "
         "preprocess-then-optimise, tuned at each n on other prompts, stand beside them.",
         arms={_arm(n): _models(n, scale) for n in HEADS}
-        | {REFERENCES: _references(scale), TRAINED_ANEW: tuple(training(n, SEEDS[0]) for n in one.retrained)},
+        | {REFERENCES: _references(scale), AGAIN: (training(*TRAINED_ANEW),)},
         measure=measure_risk_by_heads,
         control="The eight-head models of other seeds, in place of those of 1, 2 and 4 heads.",
         null_arms={_arm(n): _models(MOST_HEADS, scale, turn=turn) for n, turn in zip(HEADS, (1, 2, 3, 0), strict=True)},
@@ -59,12 +71,11 @@ def measure_risk_by_heads(outcomes: Outcomes) -> Evidence:
         }
         for n in HEADS[1:-1]
     }
-    curves = {_arm(n): [(_floats(one.index), _floats(one)) for one in risks[n]] for n in HEADS}
-    references = outcomes.get(REFERENCES, ())
-    for name in () if not references else list(references[0]["algorithm"].unique()):
-        parts = [rows.loc[rows["algorithm"] == name] for rows in references]
-        curves[str(name)] = [(_floats(part["n"]), _floats(part["risk"])) for part in parts]
-    caption = "Excess risk against the number of pairs: a thin line for each seed, a thick one for their mean."
+    curves = {_arm(n): risks[n] for n in HEADS} | _by_algorithm(outcomes.get(REFERENCES, ()))
+    figures = [_figure({name: curves[name] for name in curves if name != DESCENT}, "excess risk", _CAPTION)]
+    if ridge := curves.pop(RIDGE, None):
+        beside = {name: [one / by for one, by in zip(arm, ridge, strict=True)] for name, arm in curves.items()}
+        figures.append(_figure(beside, "excess risk / that of ridge", _BESIDE_RIDGE))
     table = pd.DataFrame(
         [{"heads": n, "seed": seed} | one.to_dict() for n in HEADS for seed, one in zip(SEEDS, risks[n], strict=True)]
     )
@@ -74,14 +85,13 @@ def measure_risk_by_heads(outcomes: Outcomes) -> Evidence:
         TableOf("risk", "Excess risk of every model", table),
     ]
     text = []
-    if trained := outcomes.get(TRAINED_ANEW):
+    if trained := outcomes.get(AGAIN):
         compared = _compared(trained)
         tables.append(TableOf("trained-anew", "Trained anew, beside the shipped checkpoint", compared))
         text.append(_same_or_not(compared))
-    figure = seed_curves(curves, x="pairs n", y="excess risk")
     return Evidence(
         {CRITERION.name: [_mean_ratio(one) for one in ratios]},
-        figures=[FigureOf(figure, caption, height=420, wide=True)],
+        figures=figures,
         tables=tables,
         text=text,
     )
@@ -144,6 +154,19 @@ def _same_or_not(compared: pd.DataFrame) -> str:
         "are taken in another order on another processor, and training enlarges the difference. The table says how far "
         "the risks are from each other."
     )
+
+
+def _by_algorithm(references: Sequence[pd.DataFrame]) -> dict[str, list[pd.Series]]:
+    """The risks of each algorithm by n, one for each seed."""
+    names = [] if not references else list(references[0]["algorithm"].unique())
+    return {
+        str(name): [rows.loc[rows["algorithm"] == name].set_index("n")["risk"] for rows in references] for name in names
+    }
+
+
+def _figure(curves: Mapping[str, Sequence[pd.Series]], y: str, caption: str) -> FigureOf:
+    lines = {name: [(_floats(one.index), _floats(one)) for one in arm] for name, arm in curves.items()}
+    return FigureOf(seed_curves(lines, x="pairs n", y=y), caption, height=420)
 
 
 def _mean_ratio(ratio: pd.Series) -> float:

@@ -87,12 +87,14 @@ def test_the_whole_reproduction_gives_the_same_numbers_again(tmp_path, monkeypat
         descent_prompts=4,
         random_choices=2,
         map_prompts=10,
-        retrained=(),
         dimensions=(16,),
         pairs_per_dimension=(2,),
         noises=(0.5,),
     )
     monkeypatch.setitem(SETTINGS, "quick", small)
+    job = training(1, 0)
+    few_steps = replace(job, train_config=replace(job.train_config, steps=2, eval_prompts=10))
+    monkeypatch.setattr("analyses.papers.chen2024.more_heads.training", lambda *_: few_steps)
     results = []
     for name in ("one", "other"):
         reproduce("chen2024", out=tmp_path / name, workers=1, progress=False)
