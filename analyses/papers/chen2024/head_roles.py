@@ -16,7 +16,7 @@ from analyses.papers.chen2024.setting import (
     SETTINGS,
     TEST_SEED,
 )
-from analyses.papers.chen2024.where import where_it_holds
+from analyses.papers.chen2024.where import in_words, where_it_holds
 from analyses.papers.claims import Claim, Evidence, Outcomes, Scale
 from analyses.papers.jobs import Arm
 from analyses.papers.seed_figures import seed_points
@@ -84,14 +84,16 @@ def measure_head_roles(outcomes: Outcomes) -> Evidence:
     shares = pd.concat(
         [rows.assign(seed=seed) for seed, rows in zip(SEEDS, outcomes[deciding], strict=False)], ignore_index=True
     )
+    where = where_it_holds((FIRST, LATER), values, "Where it holds: attention, ablation and pairs")
     return Evidence(
         values[deciding],
         figures=[FigureOf(figure, "How many heads each layer effectively uses, every seed a point; bars are means.")],
         tables=[
-            where_it_holds((FIRST, LATER), values, "Where it holds: attention, ablation and pairs"),
+            where,
             TableOf("effective", "Effective heads by layer", table),
             TableOf("shares", "Every head's share of its layer", shares),
         ],
+        text=[in_words(where)],
     )
 
 

@@ -16,7 +16,7 @@ from analyses.papers.chen2024.setting import (
     SETTINGS,
     TEST_SEED,
 )
-from analyses.papers.chen2024.where import where_it_holds
+from analyses.papers.chen2024.where import in_words, where_it_holds
 from analyses.papers.claims import Claim, Evidence, Outcomes, Scale
 from analyses.papers.jobs import Arm
 from analyses.papers.seed_figures import seed_curves
@@ -74,16 +74,17 @@ def measure_layers(outcomes: Outcomes) -> Evidence:
         [rows.assign(setting=name, seed=seed) for name, arm in outcomes.items()
          for seed, rows in zip(SEEDS, arm, strict=False)], ignore_index=True,
     )  # fmt: skip
+    where = where_it_holds((FALLS,), held, "Where it holds: attention and pairs")
     return Evidence(
         held[_named(ATTENTION, N_CONTEXT)],
         figures=[
             FigureOf(figure, "What a probe reads after each layer, beside controls and steps of gradient descent.")
         ],
         tables=[
-            where_it_holds((FALLS,), held, "Where it holds: attention and pairs"),
+            where,
             TableOf("probes", "Risk of the probes", table),
         ],
-        text=[_steps_in_words(deciding)],
+        text=[in_words(where), _steps_in_words(deciding)],
     )
 
 

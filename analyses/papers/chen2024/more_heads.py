@@ -19,7 +19,7 @@ from analyses.papers.chen2024.setting import (
     TRAINED_ANEW,
     training,
 )
-from analyses.papers.chen2024.where import where_it_holds
+from analyses.papers.chen2024.where import in_words, where_it_holds
 from analyses.papers.claims import Claim, Evidence, Outcomes, Scale
 from analyses.papers.jobs import Arm, Calculation
 from analyses.papers.seed_figures import seed_curves
@@ -80,11 +80,12 @@ def measure_risk_by_heads(outcomes: Outcomes) -> Evidence:
         [{"heads": n, "seed": seed} | one.to_dict() for n in HEADS for seed, one in zip(SEEDS, risks[n], strict=True)]
     )
     table.columns = [f"n = {name}" if isinstance(name, int) else str(name) for name in table.columns]
+    where = where_it_holds((CRITERION,), held, "Where along n one head is worse than eight")
     tables = [
-        where_it_holds((CRITERION,), held, "Where along n one head is worse than eight"),
+        where,
         TableOf("risk", "Excess risk of every model", table),
     ]
-    text = []
+    text = [in_words(where)]
     if trained := outcomes.get(AGAIN):
         compared = _compared(trained)
         tables.append(TableOf("trained-anew", "Trained anew, beside the shipped checkpoint", compared))

@@ -16,7 +16,7 @@ from analyses.papers.chen2024.setting import (
     SETTINGS,
     TEST_SEED,
 )
-from analyses.papers.chen2024.where import where_it_holds
+from analyses.papers.chen2024.where import in_words, where_it_holds
 from analyses.papers.claims import Claim, Evidence, Outcomes, Scale
 from analyses.papers.jobs import Arm
 from analyses.papers.seed_figures import seed_curves
@@ -97,6 +97,7 @@ def measure_preprocessing(outcomes: Outcomes) -> Evidence:
         [rows.loc[rows["metric"] == STEPS_NEEDED].assign(setting=name, seed=seed)
          for name, arm in outcomes.items() for seed, rows in zip(SEEDS, arm, strict=False)], ignore_index=True,
     )[["setting", "seed", "context", "features", "value", "target"]]  # fmt: skip
+    where = where_it_holds(tuple(SOONER.values()), held, "Where it holds: attention, site and pairs")
     return Evidence(
         values[_named(ATTENTION, WRITTEN, N_CONTEXT)],
         figures=[
@@ -107,9 +108,10 @@ def measure_preprocessing(outcomes: Outcomes) -> Evidence:
             )
         ],
         tables=[
-            where_it_holds(tuple(SOONER.values()), held, "Where it holds: attention, site and pairs"),
+            where,
             TableOf("steps", "Steps to the target risk", needed.rename(columns={"value": "steps"})),
         ],
+        text=[in_words(where)],
     )
 
 

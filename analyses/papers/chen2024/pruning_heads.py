@@ -15,7 +15,7 @@ from analyses.papers.chen2024.setting import (
     SETTINGS,
     TEST_SEED,
 )
-from analyses.papers.chen2024.where import where_it_holds
+from analyses.papers.chen2024.where import in_words, where_it_holds
 from analyses.papers.claims import Claim, Evidence, Outcomes, Scale
 from analyses.papers.jobs import Arm
 from analyses.papers.seed_figures import seed_curves
@@ -89,8 +89,9 @@ def measure_pruning(outcomes: Outcomes) -> Evidence:
     }
     at_random = [_log_ratio(rows, RANDOM, 1, over=LATER) for rows in deciding]
     figure = seed_curves(curves, x="heads kept in each pruned layer", y="log₁₀ of the excess risk")
+    where = where_it_holds((NEARLY, UNLIKE), held, "Where it holds: attention and heads kept")
     tables = [
-        where_it_holds((NEARLY, UNLIKE), held, "Where it holds: attention and heads kept"),
+        where,
         TableOf(
             "risk",
             "Excess risk with k heads kept",
@@ -105,11 +106,12 @@ def measure_pruning(outcomes: Outcomes) -> Evidence:
         ],
         tables=tables,
         text=[
+            in_words(where),
             (
                 "With one head kept per later layer, heads chosen at random instead of by importance give "
                 f"{10 ** float(np.mean(at_random)):.2g} times the risk (geometric mean over seeds of the mean over "
                 "draws; above 1, importance is worth something)."
-            )
+            ),
         ],
     )
 

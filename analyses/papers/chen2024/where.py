@@ -7,6 +7,8 @@ import pandas as pd
 from analyses.papers.verdicts import Criterion, judge
 from analyses.report.contents import TableOf
 
+_WORDS = {"reproduced": "met", "not reproduced": "not met", "inconclusive": "open"}
+
 
 def where_it_holds(
     criteria: Sequence[Criterion], values: Mapping[str, Mapping[str, Sequence[float]]], title: str, name: str = "where"
@@ -24,3 +26,16 @@ def where_it_holds(
                 rows.append(row | {"ci_low": one.ci_low, "ci_high": one.ci_high, "verdict": one.verdict})
     notes = tuple(f"{one.name}: {one.text}" for one in criteria)
     return TableOf(name, title, pd.DataFrame(rows), notes=notes)
+
+
+def in_words(table: TableOf) -> str:
+    """The map in a sentence for each criterion: where it is met, where not, and where that is open."""
+    said = []
+    for criterion, rows in table.frame.groupby("criterion", sort=False):
+        parts = [
+            f"{word} at {'; '.join(settings)}"
+            for verdict, word in _WORDS.items()
+            if (settings := [str(one) for one in rows.loc[rows["verdict"] == verdict, "setting"]])
+        ]
+        said.append(f"{criterion} is {', '.join(parts)}.")
+    return " ".join(said)
