@@ -15,6 +15,7 @@ DATA = (
     "analyses/report/templates/style.css",
     "interp/shipped/bietti-full-2x4/checkpoints/step-000600.safetensors",
     "interp/shipped/sparse-regression-small/checkpoints/step-030000.safetensors",
+    "interp/shipped/chen2024/chen-8-linear-4/checkpoints/step-003000.safetensors",
 )
 TRIAL = """
 import analyses, interp, tasks
@@ -25,6 +26,7 @@ from interp import Run
 from interp.cli import main
 assert Run.shipped("bietti-full-2x4").model.cfg.n_heads == 4
 assert Run.shipped("sparse-regression-small").model.cfg.d_in == 17
+assert Run.shipped("chen2024/chen-8-linear-4").model.cfg.n_heads == 8
 """
 
 
