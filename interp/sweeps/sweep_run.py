@@ -155,6 +155,8 @@ class _SweepInProgress:
         table = pd.DataFrame(rows)
         varied = dict.fromkeys(name for trial in self.trials for name in trial.varied)
         front = ["trial", *varied, "seed", "status", "error"]
+        for name in table.columns.intersection(["step", "tokens"]):
+            table[name] = table[name].astype("Int64")  # whole numbers, though trials without figures have none
         table = table[[*front, *(column for column in table.columns if column not in front)]]
         write_atomically(self.folder / TABLE_FILE, table.to_csv(index=False, lineterminator="\n").encode())
         return table

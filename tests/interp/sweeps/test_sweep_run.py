@@ -148,7 +148,9 @@ def test_a_damaged_outcome_is_refused_by_name(sweep, tmp_path):
 
 
 def test_figures_of_one_trial_only_are_columns_too(sweep):
-    table, _ = sweep(lambda trial, _: {"loss": 1.0} | ({"risk": 2.0} if trial.seed else {}))
+    table, _ = sweep(lambda trial, _: {"loss": 1.0} | ({"risk": 2.0, "step": 4} if trial.seed else {}))
+    assert table["step"].tolist()[1::2] == [4] * 6
+    assert str(table["step"].dtype) == "Int64"
     assert table["risk"].notna().tolist() == [False, True] * 6
 
 
