@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analyses.papers.claims import Examined
-from analyses.papers.paper_words import METHOD, in_numbers
+from analyses.papers.paper_words import METHOD, in_numbers, where_it_holds
 from analyses.papers.static_figures import svg_of
 
 FIGURES = "figures"
@@ -60,6 +60,7 @@ def _section(one: Examined) -> list[str]:
         "",
         *(f"- {each.verdict}: {in_numbers(each)}" for each in one.judgements),
         "",
+        *([f"**In part.** {in_part}", ""] if (in_part := where_it_holds(one.judgements)) else []),
         f"**Control, {control}.** {claim.control} {in_numbers(one.null)}",
         "",
         f"**Measured.** {claim.measured}",

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from analyses.papers.claims import Examined
-from analyses.papers.paper_words import METHOD, in_numbers
+from analyses.papers.paper_words import METHOD, capital, in_numbers, where_it_holds
 from analyses.report.contents import Report, Section, TableOf
 from analyses.report.findings import Finding
 from analyses.report.folder import files_of
@@ -59,6 +59,7 @@ def _section(finding: Examined) -> Section:
         "question": claim.question,
         "criterion": "; and ".join(one.text for one in claim.criteria),
         "verdict": f"{finding.verdict}. {' '.join(in_numbers(one) for one in finding.judgements)}",
+        "in part": where_it_holds(finding.judgements),
         "control": f"{claim.control} {'Passed' if finding.control_passed else 'FAILED'}: {in_numbers(finding.null)}",
         "measured": claim.measured,
     }
@@ -69,10 +70,10 @@ def _section(finding: Examined) -> Section:
     ]
     return Section(
         claim.name,
-        claim.name.replace("-", " ").capitalize(),
+        capital(claim.name.replace("-", " ")),
         f"{claim.sentence.rstrip('.')}: {finding.verdict}",
         text=finding.evidence.text,
-        facts=facts,
+        facts={word: fact for word, fact in facts.items() if fact},
         figures=finding.evidence.figures,
         tables=[values, *tables],
     )

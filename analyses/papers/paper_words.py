@@ -1,5 +1,7 @@
 """What the page and its Markdown twin say alike."""
 
+from collections.abc import Sequence
+
 from analyses.papers.verdicts import Judgement
 
 METHOD = (
@@ -28,7 +30,7 @@ METHOD = (
 def in_numbers(one: Judgement) -> str:
     """A judgement in words."""
     criterion = one.criterion
-    said = f"{_capital(criterion.statistic)}: {one.value:.3g} [{one.ci_low:.3g}, {one.ci_high:.3g}] "
+    said = f"{capital(criterion.statistic)}: {one.value:.3g} [{one.ci_low:.3g}, {one.ci_high:.3g}] "
     said += f"(95 % over {len(one.values)} seeds; claimed: {criterion.side} {criterion.threshold:g})"
     if one.verdict != "inconclusive":
         return f"{said}."
@@ -36,5 +38,16 @@ def in_numbers(one: Judgement) -> str:
     return f"{said}; {'no number of seeds' if n is None else f'{n} seeds'} of this mean and spread would settle it."
 
 
-def _capital(text: str) -> str:
+def where_it_holds(judgements: Sequence[Judgement]) -> str:
+    """Which criteria held, where not all came out alike; empty where they did."""
+    by_verdict: dict[str, list[str]] = {}
+    for one in judgements:
+        by_verdict.setdefault(one.verdict, []).append(one.criterion.statistic)
+    if len(by_verdict) < 2:
+        return ""
+    return ". ".join(capital(f"{verdict}: {'; '.join(parts)}") for verdict, parts in by_verdict.items()) + "."
+
+
+def capital(text: str) -> str:
+    """The text with a capital letter first, and every other letter as it is (unlike str.capitalize)."""
     return text[:1].upper() + text[1:]

@@ -57,7 +57,10 @@ def seed_points(
             x=len(values) - 0.5, y=value, text=plain(name), showarrow=False, xanchor="right", yshift=9
         )
     figure.update_xaxes(
-        tickvals=list(range(len(values))), ticktext=[plain(name) for name in values], range=[-0.5, len(values) - 0.5]
+        tickvals=list(range(len(values))),
+        ticktext=[plain(name) for name in values],
+        range=[-0.5, len(values) - 0.5],
+        zeroline=False,
     )
     figure.update_yaxes(title_text=plain(y))
     return figure.update_layout(template=look())

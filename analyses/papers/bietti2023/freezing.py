@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from analyses.figures import MUTED
 from analyses.papers.bietti2023.setting import SETTINGS, arm, two_layers
 from analyses.papers.claims import Claim, Evidence, Outcomes, Scale
 from analyses.papers.jobs import Arm
@@ -127,7 +128,7 @@ def _figures(outcomes: Outcomes, frame: pd.DataFrame, step: int) -> list[FigureO
         for name, runs in outcomes.items()
     }
     over_time = seed_curves(curves, x="training step", y="in-context accuracy", share=True)
-    over_time.add_vline(x=step, line={"dash": "dash", "width": 1})
+    over_time.add_vline(x=step, line={"dash": "dash", "width": 1, "color": MUTED})
     figures = [FigureOf(over_time, f"Accuracy; what is frozen is set free after step {step}. Thin lines are seeds.")]
     for column in ("recall_W_K1", "recall_W_K2"):
         memory = column.removeprefix("recall_")

@@ -64,7 +64,7 @@ def measure_halfway(outcomes: Outcomes) -> Evidence:
         rows.append(row)
     frame = pd.DataFrame(rows)
     later = [log2_ratio(row["steps_in_context"], row["steps_global"]) for row in rows]
-    figure = seed_curves(curves, x="training step", y="share of the way from knowing nothing to Bayes")
+    figure = seed_curves(curves, x="training step", y="share of the way to Bayes")
     return Evidence(
         {"later": later, "learned": frame["end_in_context"].tolist()},
         figures=[FigureOf(figure, "How far each loss has come; thin lines are seeds.", wide=True)],

@@ -54,7 +54,6 @@ def measure_recalls(outcomes: Outcomes) -> Evidence:
         values,
         figures=[FigureOf(figure, "Recall of the memories, and in-context accuracy; thin lines are seeds.", wide=True)],
         tables=[TableOf("recall", "Recall at the end, by seed", frame)],
-        text=_where(values),
     )
 
 
@@ -64,12 +63,3 @@ def _rank_correlation(history: pd.DataFrame) -> float:
     if np.ptp(recall) == 0 or np.ptp(accuracy) == 0:
         return 0.0
     return float(stats.spearmanr(recall, accuracy).statistic)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _where(values: dict[str, list[float]]) -> tuple[str, ...]:
-    near = [memory for memory in _MEMORIES if np.mean(values[memory]) > _NEAR_ONE]
-    far = [f"{memory} ({np.mean(values[memory]):.2f})" for memory in _MEMORIES if memory not in near]
-    if not near or not far:
-        return ()
-    held = " and ".join(near)
-    return (f"It holds in part: on average over seeds {held} recall above {_NEAR_ONE}, and not {', '.join(far)}.",)

@@ -54,7 +54,7 @@ SETTINGS: Mapping[Scale, Setting] = {
     ),
     # the paper's 256 positions [code]
     "full": Setting(
-        n_seeds=8,
+        n_seeds=10,
         d_model=128,
         seq_len=256,
         batch_size=32,

@@ -63,7 +63,11 @@ def measure_triggers(outcomes: Outcomes) -> Evidence:
             steps = step_of_passing(run.history["step"].to_numpy(), way, _HALF)
             per_step = _scored_per_step(run)
             row = {"arm": name, "seed": index, "steps": steps, "scored_per_step": per_step}
-            row |= {"scored_positions": steps * per_step, "end": way[-1], "accuracy": run.history["accuracy"].iloc[-1]}
+            row |= {
+                "scored_positions": steps * per_step,
+                "way_at_best": way.max(),
+                "accuracy": run.history["accuracy"].iloc[-1],
+            }
             rows.append(row | {"chance": low, "bayes": high})
             curves[name].append((run.history["step"].to_numpy(), way))
     frame = pd.DataFrame(rows)
@@ -79,7 +83,7 @@ def measure_triggers(outcomes: Outcomes) -> Evidence:
         values,
         figures=[FigureOf(figure, "How far the in-context accuracy has come; thin lines are seeds.", wide=True)],
         tables=[TableOf("steps", "Steps to halfway, by kind of trigger and seed", frame)],
-        text=(_per_position(frame),),
+        text=_per_position(frame),
     )
 
 
@@ -88,14 +92,19 @@ def _scored_per_step(run: Run) -> float:
     return float(prompts.scored.sum()) / len(prompts) * run.train_config.batch_size
 
 
-def _per_position(frame: pd.DataFrame) -> str:
-    """The confound in numbers: rarer triggers also bring fewer scored positions per step."""
+def _per_position(frame: pd.DataFrame) -> tuple[str, ...]:
+    """How many never came halfway, and the confound in numbers: other triggers bring other numbers of positions."""
     said = []
     base = frame.loc[frame["arm"] == "frequent", "scored_positions"].to_numpy()
     for name in ("rarer", "random"):
-        other = frame.loc[frame["arm"] == name, "scored_positions"].to_numpy()
-        said.append(f"{np.log2(other / base).mean():.2f} for {name} triggers")
-    return (
-        "Rarer triggers also give fewer scored positions per step. Counted in scored positions seen rather "
-        "than in steps, the mean log2 ratio is " + " and ".join(said) + "."
-    )
+        rows = frame.loc[frame["arm"] == name]
+        n_never = int((rows["way_at_best"] < _HALF).sum())
+        if n_never:
+            said.append(f"With {name} triggers {n_never} of {len(rows)} seeds never came halfway.")
+        else:
+            ratio = np.log2(rows["scored_positions"].to_numpy() / base).mean()
+            said.append(
+                f"With {name} triggers there are fewer scored positions per step; counted in scored positions seen "
+                f"rather than in steps, the mean log2 ratio is {ratio:.2f}."
+            )
+    return tuple(said)

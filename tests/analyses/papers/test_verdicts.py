@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from analyses.papers.paper_words import where_it_holds
 from analyses.papers.verdicts import Criterion, deciding, judge, judge_all
 from tasks.errors import InputError
 
@@ -73,6 +74,12 @@ def test_a_true_null_is_seldom_called_reproduced():
 
 def test_the_criterion_says_itself_with_its_source():
     assert BELOW.text == "accuracy lost is below 0.2 [mem]"
+
+
+def test_a_claim_that_holds_in_part_says_in_which():
+    good, bad = judge(ABOVE, [0.5] * 5), judge(BELOW, [0.5] * 5)
+    assert where_it_holds([good, bad]) == "Reproduced: accuracy gained. Not reproduced: accuracy lost."
+    assert where_it_holds([good, good]) == ""
 
 
 def test_refusals_name_the_criterion():

@@ -94,7 +94,6 @@ def test_weights_become_memories(plant: Callable, rise: Callable, task: BigramIC
     assert verdict_of(claim, {"two layers": plant(task, recalls)}) == "reproduced"
     partial = plant(task, recalls | {"recall_W_K1": rise(80, 0, 0.7)})
     assert verdict_of(claim, {"two layers": partial}) == "not reproduced"
-    assert "W_O2 and W_K2 recall above 0.9, and not W_K1 (0.70)" in claim.measure({"two layers": partial}).text[0]
     silent = plant(task, {name: still(0.1) for name in recalls})
     assert verdict_of(claim, {"two layers": silent}) == "not reproduced"
 
