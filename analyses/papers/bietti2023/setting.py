@@ -177,6 +177,7 @@ def about(scale: Scale) -> Sequence[str]:
             f"{one.d_model}, no normalisation and no biases, {one.seq_len} positions; embeddings, unembedding, "
             "both W_V and the first W_O are random and frozen, W_Q is the identity, and both W_K and the "
             f"second W_O are trained by SGD with momentum 0.9 and rate 0.2 [code] for {one.steps} steps of "
-            f"{one.batch_size} fresh prompts [ours]. Every number rests on {one.n_seeds} seeds."
+            f"{one.batch_size} fresh prompts [ours]. Every number rests on {one.n_seeds} seeds. What takes longer "
+            "than this training counts as not there."
         ),
     )
