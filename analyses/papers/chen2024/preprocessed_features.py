@@ -149,7 +149,7 @@ def _steps(rows: pd.DataFrame, features: str, context: str) -> float:
 
 def _arm(scale: Scale, kind: str, site: str, n_context: int, *, untrained: bool = False) -> Arm:
     arguments = {"site": site, "n_context": n_context, "n_prompts": SETTINGS[scale].descent_prompts}
-    return arm_of(descended, "descent", n_heads=MOST_HEADS, attention=kind, untrained=untrained, cost=6, **arguments)
+    return arm_of(descended, "descent", n_heads=MOST_HEADS, attention=kind, untrained=untrained, cost=6.0, **arguments)
 
 
 def _named(kind: str, site: str, n_context: int) -> str:

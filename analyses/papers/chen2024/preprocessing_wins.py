@@ -148,5 +148,5 @@ def _in_words(table: pd.DataFrame) -> str:
     return f"Settings with s ≤ d/4: {share(sparse)}. By noise, {by_noise}. By number of pairs, {by_pairs}."
 
 
-def _listed(values: Sequence[float]) -> str:
+def _listed(values: Sequence[float] | Sequence[int]) -> str:
     return ", ".join(f"{value:g}" for value in values)

@@ -140,4 +140,4 @@ def _log_ratio(rows: pd.DataFrame, arm: str, kept: int, over: str | None = None)
 def _arm(scale: Scale, kind: str, *, untrained: bool = False) -> Arm:
     one = SETTINGS[scale]
     arguments = {"n_prompts": one.head_prompts, "n_random": one.random_choices}
-    return arm_of(pruned, "pruning", n_heads=MOST_HEADS, attention=kind, untrained=untrained, cost=4, **arguments)
+    return arm_of(pruned, "pruning", n_heads=MOST_HEADS, attention=kind, untrained=untrained, cost=4.0, **arguments)
