@@ -5,12 +5,14 @@
 2 layers of 4 heads, attention only, d_model 128; TransformerLens' edges need a model whose bridge splits the inputs of
 heads: a random GPT-2 of this size, on which both are compared. Costs are CPU time on one thread over that of a plain
 forward pass on the same prompts, measured in turn (wall clock in brackets), the table with its bootstrap intervals
-included. Exits with 1 if scores in head space differ from TransformerLens' by more than 1e-5.
+included: a pass as ``model(inputs)`` runs it, ready for gradients as one of the two that "eap" makes, and one under
+``torch.no_grad()``. Exits with 1 if scores in head space differ from TransformerLens' by more than 1e-5.
 """
 
 import argparse
 import itertools
 import sys
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +77,14 @@ def main() -> int:
         f"medians of {repeats} pairs"
     )
     print(f"largest difference from TransformerLens' score of any of {len(theirs)} edges: {difference:.1e}")
+
+    def recording_forward() -> None:
+        with torch.enable_grad():
+            model(prompts.inputs)
+
+    def plain_forward() -> None:
+        model(prompts.inputs)
+
     for method, asked in (
         ("eap", f"at most {ASKED}"),
         ("eap_ig_inputs", ""),
@@ -82,12 +92,13 @@ def main() -> int:
         ("exact", ""),
     ):
         how = {"method": method} | ({"n_steps": 8} if "ig" in method else {})
-        cost = in_turn(
-            lambda: attribute_edges(model, prompts, other, **how),  # noqa: B023
-            lambda: model(prompts.inputs),
-            repeats if method == "eap" else 2,
-        )
-        print(f"{method:20} {N_PROMPTS} pairs: {cost!s:>16} forward passes {asked}")
+        often = repeats if method == "eap" else 2
+
+        def score(how: dict[str, Any] = how) -> None:
+            attribute_edges(model, prompts, other, **how)
+
+        recorded, bare = (in_turn(score, forward, often) for forward in (recording_forward, plain_forward))
+        print(f"{method:20} {N_PROMPTS} pairs: {recorded!s:>16} forward passes, {bare!s:>16} without gradients {asked}")
     pairs = in_turn(lambda: by_transformer_lens(gpt2, few, others), lambda: attribute_edges(same, few, others), 2)
     print(f"8 pairs on the GPT-2: TransformerLens' time / ours (eap) {pairs}")
     return 0 if difference < 1e-5 else 1
