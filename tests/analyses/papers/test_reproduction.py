@@ -12,6 +12,7 @@ from analyses.papers.reproduction import Paper, find_paper, reproduce
 from analyses.papers.seed_figures import seed_points
 from analyses.papers.verdicts import Criterion
 from analyses.report.contents import FigureOf, TableOf
+from interp.cli import run
 from tasks.errors import InputError
 
 
@@ -108,6 +109,19 @@ def test_an_unknown_paper_or_scale_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="scale = 'huge' is unknown: choose from quick, full"):
         reproduce("bietti2023", scale="huge", out=tmp_path / "out")  # pyright: ignore[reportArgumentType]
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_reproduces_or_says_in_one_line_what_is_wrong(
+    paper: Paper, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    assert run(["reproduce", "made-up", "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
+    assert "report.html" in capsys.readouterr().out
+    assert (tmp_path / "out" / "index.md").read_text().startswith("# A paper")
+    assert (tmp_path / "out" / "figures" / "true-1.svg").exists()
+    monkeypatch.setattr(reproduction, "find_paper", find_paper)
+    assert run(["reproduce", "nothing", "--out", str(tmp_path / "other")]) == 2
+    message = capsys.readouterr().err
+    assert message == "error: there is no paper 'nothing' to reproduce: choose from bietti2023, chen2024\n"
 
 
 @pytest.mark.parametrize("key", ["bietti2023"])
