@@ -42,6 +42,13 @@ SOONER = {
 WRITTEN, STREAM = "L0.attn", "L0.resid_post"
 _FEW_PAIRS = N_CONTEXT // 2
 _MOST_STEPS = 100
+_SITES = (
+    "Which features are meant matters. The criterion is read on what the first layer's attention writes (L0.attn), "
+    "where the exact algorithm has R x and nothing else; the whole residual stream after the layer (L0.resid_post) "
+    "holds x as well. Where a risk is not reached within 100 steps the share saved says no more than that. With 32 pairs of "
+    "d = 16 even the exact R x saves little or nothing, so that a layer which preprocessed as the paper has it would "
+    "not be seen in this setting by this criterion."
+)
 
 
 def first_layer_preprocesses(scale: Scale) -> Claim:
@@ -64,7 +71,8 @@ def first_layer_preprocesses(scale: Scale) -> Claim:
             for kind in KINDS
             for site in (WRITTEN, STREAM)
             for n in (N_CONTEXT, _FEW_PAIRS)
-        },
+        }
+        | {_named("untrained", STREAM, N_CONTEXT): _arm(scale, ATTENTION, STREAM, N_CONTEXT, untrained=True)},
         measure=measure_preprocessing,
         control="Untrained twins, whose first layer is a random map.",
         null_arms={_named(ATTENTION, WRITTEN, N_CONTEXT): _arm(scale, ATTENTION, WRITTEN, N_CONTEXT, untrained=True)},
@@ -111,7 +119,7 @@ def measure_preprocessing(outcomes: Outcomes) -> Evidence:
             where,
             TableOf("steps", "Steps to the target risk", needed.rename(columns={"value": "steps"})),
         ],
-        text=[in_words(where)],
+        text=[_SITES, in_words(where)],
     )
 
 

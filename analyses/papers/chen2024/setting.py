@@ -104,7 +104,8 @@ def about(scale: Scale) -> Sequence[str]:
         (
             "The full text of the paper was not available to us, and with it its exact d, s, n, noise, attention, "
             "normalisation, optimiser and rates: what is measured here are its claims as we know them, in a setting "
-            "of our own, and a verdict is about that setting."
+            "of our own, and a verdict is about that setting. When the criteria were written, single runs of earlier "
+            "models were known (docs/sparse-regression.md), but none of those measured here."
         ),
         (
             f"The models have {how.model.n_layers} layers [mem] of width {how.model.d_model}, linear attention as in "

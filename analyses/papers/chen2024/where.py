@@ -33,9 +33,9 @@ def in_words(table: TableOf) -> str:
     said = []
     for criterion, rows in table.frame.groupby("criterion", sort=False):
         parts = [
-            f"{word} at {'; '.join(settings)}"
+            f"{word} in: {'; '.join(settings)}"
             for verdict, word in _WORDS.items()
             if (settings := [str(one) for one in rows.loc[rows["verdict"] == verdict, "setting"]])
         ]
-        said.append(f"{criterion} is {', '.join(parts)}.")
+        said.append(f"Criterion {criterion}: {'. '.join(parts)}.")
     return " ".join(said)
