@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from torch import Tensor
 
+from analyses.argument_checks import check_seed, refuse_no_prompts
 from analyses.figures import effect_figure
 from analyses.memory_budget import PROBED, MemoryBudget, batch_size_within
 from analyses.metrics import Group, Metric, MetricLike, as_metrics, groups
@@ -61,6 +62,7 @@ def ablate_heads(model: HookedModel, prompts: Prompts, **how: Any) -> AblationRe
     ['L0H0', 'L1H0']
     """
     refuse_other(model)
+    refuse_no_prompts(prompts)
     heads = [Site(layer, "z", head) for layer, head in heads_of(model)]
     return ablate(model, prompts, heads, **how)
 
@@ -81,6 +83,7 @@ def ablate_mlps(model: HookedModel, prompts: Prompts, **how: Any) -> AblationRes
 def ablate_layers(model: HookedModel, prompts: Prompts, **how: Any) -> AblationResult:
     """How much worse the model gets without each whole layer (attention and MLP). Arguments as for ``ablate``."""
     refuse_other(model)
+    refuse_no_prompts(prompts)
     return ablate(model, prompts, [f"L{layer}" for layer in range(model.cfg.n_layers)], **how)
 
 
@@ -123,6 +126,10 @@ def ablate(
             cannot serve, an ``over`` without a mean, or a memory budget that does not hold one prompt.
     """
     refuse_other(model)
+    refuse_no_prompts(prompts)
+    check_seed(seed)
+    if isinstance(sites, str) or not isinstance(sites, Iterable):
+        raise InputError(f"sites = {sites!r} is no list of sites: give one, ['L1H0'] say")
     targets = [as_target(model, sites_together) for sites_together in sites]
     if not targets:
         raise InputError("sites is empty: name at least one site, L1H0 say")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -10,6 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from analyses.ablation import as_target
+from analyses.argument_checks import check_seed, refuse_no_prompts
 from analyses.edited_passes import EditedPasses, first_layer
 from analyses.memory_budget import PROBED, MemoryBudget, batch_size_within
 from analyses.metrics import MetricLike, as_metrics, groups
@@ -106,6 +108,8 @@ def patch_activations(
     {'L0H0': 0.0, 'L1H0': 1.0}
     """
     refuse_other(model)
+    refuse_no_prompts(prompts)
+    check_seed(seed)
     pair = RunPair(prompts, counterfactual_of(prompts, counterfactual, seed=seed), direction)
     metrics, parts = as_metrics(metric), list(groups(prompts, by))
     targets = [target for target, _ in targets_of(model, sites)]
@@ -167,6 +171,8 @@ def targets_of(
     Raises:
         InputError: none at all, or a site or component that does not exist; ``argument`` is what the caller calls them.
     """
+    if not isinstance(sites, Iterable):
+        raise InputError(f"{argument} = {sites!r} is no list of sites: give one, ['L1H0'] say, or a component")
     written: list[Any] = [sites] if isinstance(sites, str) else list(sites)
     if not written:
         raise InputError(f"{argument} is empty: name at least one, a component or L1H0 say")
@@ -225,11 +231,16 @@ def _places(prompts: Prompts, positions: Positions | None) -> list[_Place]:
         if positions == "each":
             return [_Place(position, (position,)) for position in range(n_pos)]
         return [_Place(name, mask=mask) for name, mask in _masks_of_label(prompts, positions)]
+    if not isinstance(positions, Sequence):
+        raise InputError(f"positions = {positions!r} is no list: give whole numbers, [0, -1] say, a mask or a label")
     if not len(positions):
         raise InputError("positions is empty: name at least one, or leave it out for all")
     if isinstance(positions[0], str):
         label, *values = positions
         return [_Place(f"{label} {' '.join(map(str, values))}", mask=mask_of(prompts, tuple(positions)))]
+    for position in positions:
+        if not isinstance(position, Integral) or isinstance(position, bool):
+            raise InputError(f"positions holds {position!r}: give whole numbers, or a mask as a tensor [batch, pos]")
     return [_Place(int(position), (int(position),)) for position in positions]
 
 

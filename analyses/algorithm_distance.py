@@ -13,6 +13,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
+from analyses.argument_checks import check_seed, refuse_no_prompts
 from analyses.batches import batches
 from analyses.comparison import check_shape, output_distance
 from analyses.layer_figures import layer_map
@@ -101,6 +102,7 @@ def measure_algorithm_distances(
     'itself'
     """
     refuse_other(model)
+    check_seed(seed)
     sets = named_sets(prompts)
     rows: list[dict[str, Any]] = []
     for set_name, part in sets.items():
@@ -121,11 +123,13 @@ def named_sets(prompts: Prompts | Mapping[str, Prompts]) -> dict[str, Prompts]:
     """The sets of prompts by name; one alone is called "prompts".
 
     Raises:
-        InputError: no set at all.
+        InputError: no set at all, or what is no prompts.
     """
-    sets = {"prompts": prompts} if isinstance(prompts, Prompts) else dict(prompts)
+    sets = dict(prompts) if isinstance(prompts, Mapping) else {"prompts": prompts}
     if not sets:
         raise InputError("prompts is empty: give prompts, or at least one named set of them")
+    for name, some in sets.items():
+        refuse_no_prompts(some, name)
     return sets
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import pad
 
+from analyses.argument_checks import check_seed, refuse_no_prompts
 from analyses.batches import batches
 from analyses.figures import effect_figure
 from analyses.metrics import Group, groups
@@ -91,6 +92,8 @@ def score_attention_patterns(
     ['previous_token', 'induction', 'duplicate', 'first_token']
     """
     refuse_other(model)
+    refuse_no_prompts(prompts)
+    check_seed(seed)
     if prompts.targets.is_floating_point():
         raise InputError("attention scores need tokens: these prompts have real-valued inputs")
     if not len(prompts):

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
+from analyses.argument_checks import check_seed, refuse_no_prompts
 from analyses.attribution_figures import scatter_of_methods
 from analyses.contributions import Contributions
 from analyses.direct_attribution import direct_attributions, direct_contributions
@@ -146,6 +147,8 @@ def attribute_heads(
     ['L0H0']
     """
     refuse_other(model)
+    refuse_no_prompts(prompts)
+    check_seed(seed)
     options = {"reference": reference, "layers": layers, "n_steps": n_steps, "n_permutations": n_permutations}
     _refuse_untaken(method, options)
     settings: dict[str, Any] = {"method": method, "by": by, "confidence": confidence, "seed": seed}
@@ -207,6 +210,8 @@ def _refuse_untaken(method: str, options: Mapping[str, Any]) -> None:
 def _checked_options(model: HookedModel, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that the method takes, with defaults in the place of None."""
     reference, n_steps, n_permutations = (options[name] for name in ("reference", "n_steps", "n_permutations"))
+    if isinstance(reference, Prompts):
+        raise InputError("reference is a Prompts: say what stands for a head, 'zero', 'mean' or 'counterfactual'")
     if reference not in (None, "zero", "mean", "counterfactual"):
         raise InputError(f"reference = {reference!r} is unknown: choose 'zero', 'mean' or 'counterfactual'")
     if n_steps is not None and n_steps < 1:

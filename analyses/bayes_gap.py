@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import torch
 
 from analyses.algorithm_distance import MODEL, PredictorLike, named_sets, predictors_for
+from analyses.argument_checks import check_seed
 from analyses.batches import batches
 from analyses.comparison import check_shape
 from analyses.layer_figures import layer_lines
@@ -79,6 +80,7 @@ def gap_closed(
     0.0
     """
     refuse_other(model)
+    check_seed(seed)
     if bayes not in predictors:
         raise InputError(f"bayes = {bayes!r} is none of the predictors: choose {', '.join(predictors) or 'none'}")
     if len(predictors) < 2:

@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 
 import pandas as pd
 
+from analyses.argument_checks import check_seed, refuse_no_prompts
 from analyses.circuit import Circuit, places
 from analyses.circuit_methods import Found, SearchTask, by_acdc, by_brute_force, by_scores, edges_at
 from analyses.circuit_result import CircuitResult
@@ -83,6 +84,8 @@ def discover_circuit(
     Circuit(0 of 9 edges)
     """
     refuse_other(model)
+    refuse_no_prompts(prompts)
+    check_seed(seed)
     search = _Search(method, threshold, n_edges, faithfulness, scores, level)
     search.check()
     whole = Circuit.full(model)

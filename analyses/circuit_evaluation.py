@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pandas as pd
 import plotly.graph_objects as go
 
+from analyses.argument_checks import check_seed, refuse_no_prompts
 from analyses.circuit import Circuit
 from analyses.circuit_areas import area_rows
 from analyses.circuit_knockouts import completeness_rows, minimality_rows
@@ -146,6 +147,8 @@ def evaluate_circuit(
     1.0
     """
     refuse_other(model)
+    refuse_no_prompts(prompts)
+    check_seed(seed)
     circuits = _named(circuit, model)
     _check(references, counterfactual, prompts, by, minimality)
     check_whole("n_random", n_random, 0)

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from analyses.argument_checks import refuse_no_prompts
 from analyses.batches import batches
 from analyses.edge_attribution import EdgeReference
 from analyses.edges import INPUTS_OF_HEADS, Edges, Receiver, Sender, edges_of
@@ -129,6 +130,7 @@ class References:
             raise InputError(f"reference = {reference!r} is unknown: choose 'counterfactual', 'zero' or 'mean'")
         if reference != "counterfactual" and counterfactual is not None:
             raise InputError(f"reference = {reference!r} takes no counterfactual: drop it, or the reference")
+        refuse_no_prompts(prompts)
         if not len(prompts):
             raise InputError("prompts holds 0 prompts: sample some")
         self.runs, self.prompts, self.batch_size = runs, prompts, batch_size

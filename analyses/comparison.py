@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
+from analyses.argument_checks import check_seed, refuse_no_prompts
 from analyses.batches import batches
 from analyses.figures import grouped_bars
 from analyses.metrics import CleanOutputs, Metric, MetricLike, Outputs, SumsAndCounts, as_metrics, groups
@@ -63,6 +64,8 @@ def compare_predictors(
     1.61
     """
     refuse_other(model)
+    refuse_no_prompts(prompts)
+    check_seed(seed)
     if "model" in predictors:
         raise InputError("a predictor is called 'model', which names the model itself: call it something else")
     metrics, parts = as_metrics(metric), list(groups(prompts, by))

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.argument_checks import check_seed
 from analyses.head_weights import INPUTS, HeadWeights, quantile_note
 from analyses.patching_figures import effect_map
 from analyses.result import Result
@@ -76,6 +77,7 @@ def score_composition(
     [['L0H0', 'L1H0', 'q', 0.0], ['L0H0', 'L1H0', 'k', 0.5], ['L0H0', 'L1H0', 'v', 0.0]]
     """
     refuse_other(model)
+    check_seed(seed)
     check_whole("n_random", n_random, 2)
     if not 0 < confidence < 1:
         raise InputError(f"confidence = {confidence}: give a share between 0 and 1")

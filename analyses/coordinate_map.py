@@ -11,6 +11,7 @@ from numpy import ndarray
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from analyses.argument_checks import check_seed, refuse_no_prompts
 from analyses.coordinate_regressions import Regressions
 from analyses.figures import look, plain
 from analyses.metrics import Metric, MetricLike, groups
@@ -130,6 +131,8 @@ def map_coordinates(
     torch.Size([2, 3])
     """
     refuse_other(model)
+    refuse_no_prompts(prompts)
+    check_seed(seed)
     support = _checked(model, prompts, fit, layer)
     check_whole("n_permutations", n_permutations, 1)
     fitted = Regressions.fit(model, fit, layer, batch_size)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 from numpy import ndarray
 from torch import Tensor
 
+from analyses.argument_checks import check_seed, refuse_no_prompts
 from analyses.batches import batches
 from analyses.edge_gradients import SumsOfEdges, eap, eap_ig_activations, eap_ig_inputs
 from analyses.edge_patching import patched_edges
@@ -149,6 +150,8 @@ def attribute_edges(
     [['embed', 'q'], ['embed', 'v'], ['L0H0', 'k']]
     """
     refuse_other(model)
+    refuse_no_prompts(prompts)
+    check_seed(seed)
     steps = _checked(method, reference, counterfactual, by, n_steps)
     judged, parts = Metric.of(metric), list(groups(prompts, by))
     if method == "eap":

@@ -13,6 +13,7 @@ from numpy import ndarray
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from analyses.argument_checks import check_seed, refuse_no_prompts
 from analyses.figures import INK, MUTED, look, plain, whiskers, words
 from analyses.inline_figure import table_with_intervals
 from analyses.metrics import Metric, MetricLike, groups
@@ -120,6 +121,8 @@ def assess_heads(
     [[0, 2], [1, 2]]
     """
     refuse_other(model)
+    refuse_no_prompts(prompts)
+    check_seed(seed)
     if not len(prompts):
         raise InputError("prompts holds 0 prompts: sample some")
     judged, parts = Metric.of(metric), list(groups(prompts, None))

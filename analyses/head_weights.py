@@ -33,7 +33,8 @@ class HeadWeights:
         """Read them from a model.
 
         Raises:
-            InputError: it has not these weights, another normalisation than LayerNorm, or keys that heads share.
+            InputError: it has not these weights, or some that are not finite, another normalisation than LayerNorm, or
+                keys that heads share.
         """
         edges = EdgeWeights.of(model)
         inputs = {
@@ -41,6 +42,8 @@ class HeadWeights:
             for each in INPUTS
         }
         outputs = edges.outputs.double().cpu()
+        if not all(each.isfinite().all() for each in (outputs, *inputs.values())):
+            raise InputError("the heads' weights hold NaN or infinity: look at the model's training history")
         return cls(tuple(heads_of(model)), outputs.shape[-1], outputs, inputs)
 
     def circuit(self, layer: int, head: int, name: CircuitName) -> FactoredMatrix:

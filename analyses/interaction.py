@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.ablation import as_target
+from analyses.argument_checks import check_seed, refuse_no_prompts
 from analyses.metrics import MetricLike, as_metrics, groups
 from analyses.references import MeanOver, Method, ablation_edits
 from analyses.result import Result
@@ -86,6 +87,10 @@ def ablate_pairs(
     [['L0H0', 'L1H0']]
     """
     refuse_other(model)
+    refuse_no_prompts(prompts)
+    check_seed(seed)
+    if isinstance(sites, str):
+        raise InputError(f"sites = {sites!r} is one site: give a list of at least 2")
     every_head = [Site(layer, "z", head) for layer, head in heads_of(model)]
     singles = [as_target(model, site)[0] for site in (every_head if sites is None else sites)]
     if len(set(singles)) < 2 or len(set(singles)) < len(singles):

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.algorithm_distance import AlgorithmDistances, measure_distances, predictors_for, tidy
+from analyses.argument_checks import check_seed, refuse_no_prompts
 from analyses.linear_probe import RIDGES, LinearProbe, checked_ridges, fit_ridge
 from analyses.probe_features import (
     features_at,
@@ -69,6 +70,8 @@ def measure_layer_distances(
     [['L0.resid_pre', 0], ['L0.resid_post', 1], ['L1.resid_post', 2], ['L2.resid_post', 3]]
     """
     refuse_other(model)
+    refuse_no_prompts(prompts)
+    check_seed(seed)
     sites = residual_sites(model, None)
     probes: dict[Site, LinearProbe] = {}
     if fit_prompts is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from analyses.memory_probes import CircuitReading, Memory
 from analyses.memory_result import written
 from analyses.memory_weights import CircuitWeights, Head, caveat_of, triggers_of
-from interp.model_adapter import HookedModel
+from interp.model_adapter import HookedModel, refuse_other
 from interp.sites import SiteLike
 from tasks.errors import InputError
 from tasks.protocol import Task
@@ -30,6 +30,7 @@ def circuit_reading(
     Raises:
         InputError: as for ``memory_recall``.
     """
+    refuse_other(model)
     weights = CircuitWeights.of(model)
     earlier, later = _circuit(weights, previous_token_head, induction_head)
     resolved = triggers_of(task, triggers, weights.n_tokens)

@@ -20,7 +20,7 @@ from analyses.memory_result import (
 from analyses.memory_scores import copying_scores, match_scores, previous_token_scores, written_by
 from analyses.memory_statistics import recall_of
 from analyses.memory_weights import CircuitWeights, Head, caveat_of, check_size, triggers_of
-from interp.model_adapter import HookedModel
+from interp.model_adapter import HookedModel, refuse_other
 from interp.sites import SiteLike
 from tasks.errors import InputError
 from tasks.protocol import Task
@@ -65,6 +65,7 @@ def circuit_recall(
     >>> circuit_recall(HookedTransformer(cfg), heads=["L1H1"]).frame["memory"].tolist()
     ['OV', 'QK', 'QK after OV', 'QK after OV']
     """
+    refuse_other(model)
     weights = CircuitWeights.of(model)
     asked = _heads(weights, heads, "heads")
     writing = _heads(weights, writers, "writers")

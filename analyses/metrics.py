@@ -95,7 +95,7 @@ def groups(prompts: Prompts, by: str | None) -> Iterator[Group]:
     if by is None:
         yield Group("all", None)
         return
-    if by not in prompts.labels:
+    if not isinstance(by, str) or by not in prompts.labels:
         raise InputError(f"by = {by!r} is no label of these prompts: choose {', '.join(prompts.labels) or 'none'}")
     if by in _COLUMNS:
         raise InputError(f"by = {by!r} is also a column of the table: rename the label")

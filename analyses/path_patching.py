@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.activation_patching import targets_of
+from analyses.argument_checks import check_seed, refuse_no_prompts
 from analyses.metrics import MetricLike, as_metrics, groups
 from analyses.paired_runs import Direction, RunPair, measure_patches, notes_on_effects
 from analyses.patching_figures import effect_map
@@ -105,6 +106,8 @@ def patch_paths(
     1.0
     """
     refuse_other(model)
+    refuse_no_prompts(prompts)
+    check_seed(seed)
     if through not in ("direct", "mlps"):
         raise InputError(f"through = {through!r} is unknown: choose 'direct' or 'mlps'")
     pair = RunPair(prompts, counterfactual_of(prompts, counterfactual, seed=seed), direction)

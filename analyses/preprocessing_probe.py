@@ -13,6 +13,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
+from analyses.argument_checks import check_seed, refuse_no_prompts
 from analyses.layer_figures import step_curves
 from analyses.query_features import (
     ContextAs,
@@ -141,6 +142,8 @@ def probe_preprocessing(
     {'raw x': 0.19, 'layer': 0.06, 'random map of x': 0.48, 'exact R x': 0.06}
     """
     refuse_other(model)
+    refuse_no_prompts(prompts)
+    check_seed(seed)
     _check_arguments(max_steps, context, target_risk)
     read = Site.parse(site)
     read.check(model.cfg.n_layers, model.cfg.n_heads)

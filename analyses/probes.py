@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
+from analyses.argument_checks import check_seed, refuse_no_prompts
 from analyses.layer_figures import layer_lines, layer_map
 from analyses.linear_probe import RIDGES, auc_by_prompt, checked_ridges, fit_discriminant, fit_ridge
 from analyses.probe_features import (
@@ -116,6 +117,8 @@ def probe_layers(
     [['L0.resid_pre', 1.0], ['L0.resid_post', 1.0]]
     """
     refuse_other(model)
+    refuse_no_prompts(prompts)
+    check_seed(seed)
     refuse_same_prompts(prompts, test_prompts, "prompts", "test_prompts")
     ridges = checked_ridges(ridge)
     where = (positions_read(prompts, at, "prompts"), positions_read(test_prompts, at, "test_prompts"))

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 
+from analyses.argument_checks import check_seed, refuse_no_prompts
 from analyses.batches import batches
 from analyses.figures import INK, MUTED, look, plain, whiskers, words
 from analyses.head_assessment import HeadAssessment, assess_heads
@@ -135,6 +136,8 @@ def prune_heads(
     [['by importance', 'L1', 1], ['by importance', 'L1', 2]]
     """
     refuse_other(model)
+    refuse_no_prompts(prompts)
+    check_seed(seed)
     if not len(prompts):
         raise InputError("prompts holds 0 prompts: sample some")
     there = heads_of(model)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from analyses.argument_checks import refuse_no_prompts
 from analyses.batches import batches
 from interp.edits import Edit, Replace, Zero
 from interp.model_adapter import HookedModel, activations
@@ -51,10 +52,11 @@ def ablation_edits(
         if reference is not None:
             raise InputError(f"method = {method_name(method)!r} takes no reference prompts: drop reference=")
         if method == "counterfactual":
-            found = site_activations(model, counterfactual_of(prompts), sites, batch_size)
+            found = site_activations(model, carried_counterfactual(prompts), sites, batch_size)
             return {site: partial(_rows_of, activation) for site, activation in found.items()}
         return dict.fromkeys(sites, partial(_constant, method if callable(method) else Zero()))
     source = prompts if reference is None else reference
+    refuse_no_prompts(source, "reference")
     if source.targets.shape[1] != prompts.targets.shape[1]:
         raise InputError(
             f"reference has {source.targets.shape[1]} positions, the prompts {prompts.targets.shape[1]}: "
@@ -83,6 +85,20 @@ def method_name(method: str | Edit) -> str:
     return method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
 
 
+def carried_counterfactual(prompts: Prompts) -> Prompts:
+    """The counterfactual that the prompts carry, for methods that are not given one.
+
+    Raises:
+        InputError: they carry none, or it is not aligned with them.
+    """
+    if prompts.counterfactual is None:
+        raise InputError(
+            "these prompts carry no counterfactual: attach one, "
+            "dataclasses.replace(prompts, counterfactual=task.counterfactual(prompts, seed=1))"
+        )
+    return counterfactual_of(prompts)
+
+
 def counterfactual_of(prompts: Prompts, counterfactual: Prompts | Task | None = None, *, seed: int = 0) -> Prompts:
     """The prompts' counterfactual: given, drawn by the task that made them (with ``seed``), or the one they carry.
 
@@ -92,6 +108,9 @@ def counterfactual_of(prompts: Prompts, counterfactual: Prompts | Task | None = 
     if isinstance(counterfactual, Prompts):
         other = counterfactual
     elif counterfactual is not None:
+        if not isinstance(counterfactual, Task):
+            kind = type(counterfactual).__name__
+            raise InputError(f"counterfactual is a {kind}: give prompts, or the task that made these")
         other = counterfactual.counterfactual(prompts, seed=seed)
     elif prompts.counterfactual is not None:
         other = prompts.counterfactual

@@ -1,5 +1,6 @@
 """What was chosen on some prompts is judged on others: the refusal of prompts that serve twice."""
 
+from analyses.argument_checks import refuse_no_prompts
 from tasks.errors import InputError
 from tasks.prompts import Prompts
 
@@ -21,6 +22,8 @@ def refuse_same_prompts(chosen_on: Prompts, judged_on: Prompts, argument: str, j
         ...
     tasks.errors.InputError: 1 of the 2 prompts of fit is also judged on: give fit other prompts
     """
+    refuse_no_prompts(chosen_on, argument)
+    refuse_no_prompts(judged_on, judged)
     if not len(chosen_on):
         raise InputError(f"{argument} holds 0 prompts: sample some")
     if chosen_on is judged_on:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
+from analyses.argument_checks import check_seed
 from analyses.figures import component_colour, look, plain
 from analyses.head_weights import CircuitName, Ends, HeadWeights, at_ends, checked_circuit, quantile_note
 from analyses.result import Result
@@ -112,6 +113,7 @@ def weight_spectra(
     [1.0]
     """
     refuse_other(model)
+    check_seed(seed)
     check_whole("n_random", n_random, 2)
     if not 0 < confidence < 1:
         raise InputError(f"confidence = {confidence}: give a share between 0 and 1")
