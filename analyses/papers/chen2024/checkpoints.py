@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.papers.chen2024.setting import ATTENTION, SEEDS, TASK
+from analyses.papers.chen2024.setting import ATTENTION, COST_OF_A_SECOND, SEEDS, TASK
 from analyses.papers.jobs import Arm, Calculation
 from analyses.untrained import untrained_twin
 from interp.checkpoints import weights_path
@@ -47,7 +47,7 @@ def arm_of(
                 "checkpoint": checkpoint(n_heads, SEEDS[(place + turn) % len(SEEDS)], attention, untrained=untrained),
                 **arguments,
             },
-            cost=cost,
+            cost=cost * COST_OF_A_SECOND,
         )
         for place, seed in enumerate(SEEDS)
     )

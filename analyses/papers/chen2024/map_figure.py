@@ -21,7 +21,7 @@ def map_figure(table: pd.DataFrame) -> go.Figure:
         cols=len(noises),
         subplot_titles=titles,
         horizontal_spacing=0.03,
-        vertical_spacing=0.18 / len(dimensions),
+        vertical_spacing=0.15,
     )
     for i, d in enumerate(dimensions):
         for j, noise in enumerate(noises):

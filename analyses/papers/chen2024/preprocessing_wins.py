@@ -7,7 +7,7 @@ import pandas as pd
 
 from analyses.papers.chen2024.algorithms import CANDIDATES, DESCENT, PREPROCESSED, RIDGE, STEPS, compared
 from analyses.papers.chen2024.map_figure import map_figure
-from analyses.papers.chen2024.setting import SETTINGS
+from analyses.papers.chen2024.setting import COST_OF_A_SECOND, SETTINGS
 from analyses.papers.claims import Claim, Evidence, Outcomes, Scale
 from analyses.papers.jobs import Arm, Calculation
 from analyses.papers.verdicts import Criterion, judge
@@ -119,7 +119,7 @@ def _draws(scale: Scale, parts: Sequence[int]) -> Arm:
         for d in one.dimensions:
             settings = {"sparsities": [d // part for part in parts], "noises": one.noises}
             settings |= {"contexts": [d * times for times in one.pairs_per_dimension], "n_prompts": one.map_prompts}
-            label, cost = f"algorithms, d = {d}", len(parts) * d / 8
+            label, cost = f"algorithms, d = {d}", len(parts) * d / 8 * COST_OF_A_SECOND
             jobs.append(Calculation(label, seed, compared, {"d": d, **settings}, cost=cost))
     return tuple(jobs)
 

@@ -25,6 +25,8 @@ CONTEXTS = (8, 12, 16, 20, 24, 28, 32)
 """Numbers of pairs at which the risk is read: the models were trained on 8 to 32."""
 N_CONTEXT = TASK.n_context
 
+COST_OF_A_SECOND = 370.0
+"""About what a training of these models costs, in the jobs' units, for each second that it takes [here]."""
 TEST_SEED = 2**31
 """Prompts are drawn with (TEST_SEED, purpose, seed): no training or evaluation has such a seed."""
 JUDGED, TUNED, RANKED, FITTED = range(4)
