@@ -50,7 +50,7 @@ def test_the_batch_is_as_large_as_fits(monkeypatch):
 
     assert batch_size_within(5000, 512, 100, probe) == 10
     assert batch_size_within(5000, 7, 100, probe) == 7
-    assert batch_size_within(5000, 512, 100, probe, kept_per_prompt=20) == 5
+    assert batch_size_within(5000, 512, 100, probe, kept_per_prompt=20.0) == 5
     assert batch_size_within(1400, 512, 100, probe) == 1
     with pytest.raises(InputError, match="memory_budget = 1300 does not hold one prompt"):
         batch_size_within(1300, 512, 100, probe)
