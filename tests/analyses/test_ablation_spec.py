@@ -33,7 +33,7 @@ def test_a_set_takes_its_fields_from_the_file_and_the_rest_by_default(tmp_path):
         ("sed = 1", "no 'sed': did you mean seed"),
         ('[ablation]\nname = "a"', r"write \[\[ablation\]\]"),
         ('[[ablation]]\nname = "a"\nsites = []', "has no sites"),
-        ('[[ablation]]\nname = "a"', "ablation 1: AblationSet.sites is missing"),
+        ('[[ablation]]\nname = "a"', "ablation 1: sites is missing in an ablation"),
         ('[[ablation]]\nname = " "\nsites = ["L0H0"]', "name is empty"),
         ('[[ablation]]\nname = "a"\nsites = ["L0H0"]\nmethod = "meen"', "method = 'meen'"),
         ('[[ablation]]\nname = "a"\nsites = ["L0H0"]\nmetric = ["los"]', "'los'"),

@@ -215,7 +215,7 @@ def test_embeddings_are_interpolated_at_midpoints(prompts):
 
 
 @each_variant
-@pytest.mark.parametrize("reference", ["counterfactual", "zero", "mean"])
+@pytest.mark.parametrize("reference", ["counterfactual", "zero", pytest.param("mean", marks=pytest.mark.slow)])
 def test_edges_that_leave_a_layer_sum_to_what_moving_it_changes(variant, reference, prompts):
     """Completeness, measured by ablations: the oracle moves all heads of a layer, an MLP, or the embedding together."""
     model = random_model(**VARIANTS[variant])

@@ -8,6 +8,7 @@ import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -90,7 +91,10 @@ def test_attributions_to_counterfactuals_are_the_same(pair, prompts, method):
 
 def test_assessments_and_prunings_of_heads_are_the_same(pair, prompts):
     mine, theirs = (assess_heads(model, prompts, method="mean") for model in pair)
-    assert_same(mine, theirs)
+    shares = [column for column in mine.frame if column.startswith("share")]
+    assert_same(*(replace(one, frame=one.frame.drop(columns=shares)) for one in (mine, theirs)))
+    # quotients of effects that are the same to 1e-6 but, with random weights, not much above 1e-3 themselves
+    np.testing.assert_allclose(*(one.frame[shares].to_numpy(dtype=float) for one in (mine, theirs)), atol=5e-3)
     others = Prompts.from_tensors(prompts.inputs.flip(0).roll(1, dims=1))
     assert_same(*(prune_heads(model, prompts, importance=others, n_random=2) for model in pair))
 
