@@ -212,7 +212,7 @@ def test_an_ablation_with_the_counterfactual_is_a_loop_over_prompts(prompts):
         theirs = torch.stack([z_of(model, tokens, *at) for tokens in other.inputs])
         expected[name] = by_hand(model, prompts, {at: theirs})
     assert_rows(ablate_heads(model, paired, method="counterfactual", batch_size=4), expected)
-    with pytest.raises(InputError, match="carry no counterfactual: attach one, dataclasses.replace"):
+    with pytest.raises(InputError, match=r"carry no counterfactual: attach one, dataclasses.replace"):
         ablate_heads(model, prompts, method="counterfactual")
 
 

@@ -39,15 +39,15 @@ def test_there_is_no_curriculum():
 
 
 def test_an_unknown_field_is_refused_by_name():
-    with pytest.raises(InputError, match="'counting' has no field 'length'.*seq_len"):
+    with pytest.raises(InputError, match=r"'counting' has no field 'length'.*seq_len"):
         Counting.from_config({"length": 6}, {})
 
 
 def test_a_file_is_refused():
-    with pytest.raises(InputError, match="no use for the file 'corpus.csv'"):
+    with pytest.raises(InputError, match=r"no use for the file 'corpus.csv'"):
         Counting.from_config({}, {"corpus.csv": b""})
 
 
 def test_a_counterfactual_that_nobody_defined_is_refused():
-    with pytest.raises(InputError, match="'counting' defines no counterfactual"):
+    with pytest.raises(InputError, match=r"'counting' defines no counterfactual"):
         Counting().counterfactual(Counting().sample(2, seed=0), seed=0)
