@@ -46,6 +46,7 @@ autosummary_generate = True
 autosummary_ignore_module_all = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # the signature has them
 
 html_theme = "furo"
 html_title = "interp"

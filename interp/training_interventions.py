@@ -35,7 +35,7 @@ class TrainingIntervention:
 
     The edit replaces the activation, and the gradient goes through the edit: behind ``Zero`` or ``Replace`` it is zero
     (momentum and weight decay still act there); ``Add`` and ``Scale`` let it through; ``Clamp`` does where the
-    activation lies between the bounds. To hold *parameters* still for a span, use ``TrainConfig.freeze_during``.
+    activation lies between the bounds. To hold parameters still for a span, use ``TrainConfig.freeze_during``.
 
     Attributes:
         site: where, as ``Site.parse`` reads it: "L0H0", "L0H0.pattern", "L1.mlp" …
