@@ -38,7 +38,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 240
-nb_execution_cache_path = "_build/notebooks"
+nb_execution_cache_path = str(Path(__file__).parent / "_build" / "notebooks")
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
