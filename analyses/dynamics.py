@@ -1,5 +1,6 @@
 """How a model came to be what it is: any analysis at every checkpoint of a run, and when a readout passes a mark."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +9,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from torch import Tensor
 
+from analyses.figures import component_colour, look, plain, words
 from analyses.result import Result
 from interp.hooked_transformer import HookedTransformer
 from interp.run import Run
 from interp.seed_runs import measured_table
 from tasks.errors import InputError
 
+_HEAD = re.compile(r"\bL(\d+)H(\d+)\b")
 Analysis = Callable[[HookedTransformer], Result | Mapping[str, float | Tensor]]
 """What to measure at a checkpoint: an analysis, or named figures."""
 
@@ -38,14 +41,15 @@ class Dynamics(Result):
         """
         if "readout" not in self.frame:
             raise InputError("plot() draws named readouts: pick columns of this frame with .curves(value, per) first")
-        figure = go.Figure(
-            [
-                go.Scatter(x=rows["step"].clip(lower=1), y=rows["value"], name=str(readout), mode="lines+markers")
-                for readout, rows in self.frame.groupby("readout", sort=False)
-            ]
-        )
-        figure.update_xaxes(type="log", title_text="step (0 drawn at 1)")
-        return figure.update_layout(title=self.title, template="plotly_white", yaxis_title="value")
+        figure = go.Figure()
+        for readout, rows in self.frame.groupby("readout", sort=False):
+            head = _HEAD.search(str(readout))
+            colour = component_colour(*map(int, head.groups())) if head else None
+            name = words(readout)
+            curve = go.Scatter(x=rows["step"].clip(lower=1), y=rows["value"], name=name, mode="lines+markers")
+            figure.add_trace(curve.update(line={"color": colour}))
+        figure.update_xaxes(type="log", title_text="training step (0 drawn at 1)")
+        return figure.update_layout(title=plain(self.title), template=look(), yaxis_title="value")
 
     def curves(self, value: str, per: str | Sequence[str], **where: Any) -> "Dynamics":
         """One column of the analysis as named readouts, one for each combination of the columns ``per``.
