@@ -152,6 +152,11 @@ def train_trial(trial: "Trial", folder: Path) -> dict[str, float]:
     return {str(name): value for name, value in last.items() if name not in ("seconds", "lr")}
 
 
+OwnTaskOption = Annotated[
+    str | None, typer.Option("--task", help="For runs on a task of your own: its class, as file.py:Class.")
+]
+
+
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
@@ -160,9 +165,9 @@ def report(
         Path | None, typer.Option(help="A new folder; by default RUN/report, for two runs ./RUN-beside-OTHER.")
     ] = None,
     prompts: Annotated[int, typer.Option(help="How many fresh prompts to measure on.")] = 512,
+    task: OwnTaskOption = None,
 ) -> None:
     """Analyse a run, two side by side, or one of many seeds: report.html, tables as CSV, report.md, report.json."""
-    from interp.run import Run
     from interp.seed_runs import SeedRuns, read_seeds
 
     if other is None and read_seeds(run) is not None:
@@ -171,14 +176,14 @@ def report(
         runs = SeedRuns.load(run)
         typer.echo(f"report: {write_seeds_report(runs, out or runs.path / REPORT_FOLDER, n_prompts=prompts)}")
         return
-    loaded = Run.load(run)
+    loaded = _load(run, task)
     if other is None:
         typer.echo(f"report: {_write_report(loaded, out or loaded.path / REPORT_FOLDER, prompts)}")
         return
     from analyses import write_comparison
 
     folder = out or Path(f"{run.resolve().name}-beside-{other.resolve().name}")
-    typer.echo(f"report: {write_comparison(loaded, Run.load(other), folder, n_prompts=prompts)}")
+    typer.echo(f"report: {write_comparison(loaded, _load(other, task), folder, n_prompts=prompts)}")
 
 
 @app.command()
@@ -186,12 +191,12 @@ def ablate(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     spec: Annotated[Path, typer.Option(help="A TOML file of [[ablation]] tables: name, sites, method, metric, by.")],
     out: Annotated[Path | None, typer.Option(help="A new folder; by default RUN/ followed by the file's name.")] = None,
+    task: OwnTaskOption = None,
 ) -> None:
     """Ablate named sets of heads, MLPs or layers: report.html, tables as CSV, report.md and report.json."""
     from analyses import write_ablation_report
-    from interp.run import Run
 
-    loaded = Run.load(run)
+    loaded = _load(run, task)
     typer.echo(f"report: {write_ablation_report(loaded, spec, out or loaded.path / spec.stem)}")
 
 
@@ -329,6 +334,13 @@ def _readouts(task: Any, model: Any) -> Any:
     from analyses import recall_readouts
 
     return recall_readouts(task, feed_forward=model.has_mlp(1) and model.mlp_type == "linear")
+
+
+def _load(path: Path, task: str | None) -> "Run":
+    from interp.run import Run
+    from interp.task_choice import find_task_class
+
+    return Run.load(path, None if task is None else find_task_class(task))
 
 
 def _write_report(run: "Run", out: Path, n_prompts: int = 512) -> Path:

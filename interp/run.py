@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -34,19 +35,19 @@ class Run:
     record: RunRecord = field(repr=False)
 
     @classmethod
-    def load(cls, path: str | Path, task: Task | None = None) -> "Run":
+    def load(cls, path: str | Path, task: Task | type[Any] | None = None) -> "Run":
         """Read a run folder; nothing in it is ever imported or unpickled.
 
-        ``task`` is needed only for a task of one's own, whose name is not in ``tasks.TASKS``; it must be the one that
-        the run was trained on.
+        ``task`` is needed only for a task of one's own, whose name is not in ``tasks.TASKS``: the one that the run was
+        trained on, or its class, from which the run's own record of it makes it again.
 
         Raises:
             InputError: the folder is no run, config.json or a task file is damaged, or the task is another.
         """
         folder = path_of(path, "path")
         record = RunRecord.read(folder)
-        if task is None:
-            task = record.restore_task(folder)
+        if task is None or isinstance(task, type):
+            task = record.restore_task(folder, task)
         else:
             record.refuse_other_task(task, folder)
         record.refuse_edited(folder)

@@ -158,22 +158,28 @@ class RunRecord:
                 )
         RunRecord.read(folder).refuse_edited(folder)
 
-    def restore_task(self, folder: Path) -> Task:
-        """The task, from ``tasks.TASKS`` and the run's files.
+    def restore_task(self, folder: Path, task_class: type[Any] | None = None) -> Task:
+        """The task, from its class (by default the one that ``tasks.TASKS`` has under its name) and the run's files.
 
         Raises:
-            InputError: the task has an unknown name, or a file of it is missing or was changed.
+            InputError: the task has an unknown name, or the class another; a file of it is missing or was changed.
         """
         from tasks import TASKS
 
-        files = self._read_task_files(folder)
-        if self.task.name not in TASKS:
+        files, name = self._read_task_files(folder), self.task.name
+        if task_class is None and name not in TASKS:
             raise InputError(
-                f"{folder / RECORD_FILE}: the task {self.task.name!r} is none of {', '.join(TASKS)}: "
-                "pass your own task, as Run.load(path, task=…)"
+                f"{folder / RECORD_FILE}: the task {name!r} is none of {', '.join(TASKS)}: pass your own, as "
+                "Run.load(path, task=…), or --task file.py:Class on the command line"
+            )
+        task_class = TASKS[name] if task_class is None else task_class
+        if task_class.name != name:
+            raise InputError(
+                f"{folder} was trained on the task {name!r} and not on {task_class.name!r} ({task_class.__name__}): "
+                "pass the class of the task it was trained on"
             )
         try:
-            return TASKS[self.task.name].from_config(self.task.config, files)
+            return task_class.from_config(self.task.config, files)
         except InputError as error:
             raise InputError(f"{folder / RECORD_FILE}: {error}") from None
 

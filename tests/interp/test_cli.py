@@ -96,6 +96,11 @@ class NoTask:
 def test_a_task_of_ones_own_is_trained_from_its_file(interp, tmp_path):
     (tmp_path / "own.py").write_text(OWN_TASK)
     assert interp("train", "own.py:Mine", *TINY, "--out", "run")[0] == 0
+    code, *said = interp("report", "run")
+    assert code == 2
+    assert "--task file.py:Class" in "".join(map(str, said))
+    assert interp("report", "run", "--task", "own.py:Mine", "--prompts", "64")[0] == 0
+    assert (tmp_path / "run" / "report" / "report.html").is_file()
     assert json.loads((tmp_path / "run" / "config.json").read_text())["task"]["name"] == "mine"
 
 

@@ -230,8 +230,10 @@ class OwnTask(BigramICL):
 def test_a_task_of_ones_own_is_passed_and_must_be_the_one_trained_on(task, model_config, tmp_path):
     own = OwnTask(task.stats, n_triggers=2, seq_len=12, scored="all")
     path = train(own, model_config, TRAINING, out=tmp_path / "own", progress=False).path
-    assert "pass your own task" in refusal(lambda: Run.load(path))
+    assert "pass your own, as Run.load" in refusal(lambda: Run.load(path))
     assert Run.load(path, task=own).task is own
+    assert Run.load(path, task=OwnTask).task.config() == own.config()
+    assert "the task 'own' and not on 'bigram' (BigramICL)" in refusal(lambda: Run.load(path, task=BigramICL))
     other = OwnTask(task.stats, n_triggers=3, seq_len=12, scored="all")
     assert "config.n_triggers = 2 there and 3" in refusal(lambda: Run.load(path, task=other))
     assert "name = 'own' there and 'bigram'" in refusal(lambda: Run.load(path, task=task))
