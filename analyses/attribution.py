@@ -107,7 +107,8 @@ def attribute_heads(
     through it at the scale that the prompt gave. Embeddings, positions, MLPs and biases have rows of their own, and
     the rows sum to the logit; what a component does through later layers is not seen.
 
-    The other methods ask what changes when heads' outputs z move to a ``reference``, through all later layers:
+    The other methods ask what changes when heads' outputs z move to a ``reference``, through all later layers. A head
+    that helps has a positive "direct" share of the logit, and a negative value by these: what is lost without it.
 
     - "gradient" (attribution patching): Σ_pos (z_reference − z) · ∂metric/∂z, the ablation's effect to first order,
       from one pass forward and one back. A layer's heads sum to the derivative along its way to the reference.

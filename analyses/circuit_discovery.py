@@ -113,6 +113,10 @@ def discover_circuit(
     return _result(task, found, search, reference)
 
 
+def _is_between(value: object, most: float) -> bool:
+    return isinstance(value, int | float) and 0 < value < most
+
+
 @dataclass(frozen=True, eq=False)
 class _Search:
     """What was asked for."""
@@ -137,12 +141,12 @@ class _Search:
                 owner = next(method for method, keys in _TAKES.items() if key in keys)
                 raise InputError(f"method = {self.method!r} takes no {key}: drop it, or choose method = {owner!r}")
         self._check_missing()
-        if self.threshold is not None and not 0 < self.threshold < float("inf"):
-            raise InputError(f"threshold = {self.threshold}: give a rise of the metric above 0")
+        if self.threshold is not None and not _is_between(self.threshold, float("inf")):
+            raise InputError(f"threshold = {self.threshold!r}: give a rise of the metric above 0")
         if self.n_edges is not None:
             check_whole("n_edges", self.n_edges, 1)
-        if self.faithfulness is not None and not 0 < self.faithfulness < 1:
-            raise InputError(f"faithfulness = {self.faithfulness}: give a share between 0 and 1")
+        if self.faithfulness is not None and not _is_between(self.faithfulness, 1):
+            raise InputError(f"faithfulness = {self.faithfulness!r}: give a share between 0 and 1")
 
     def _check_missing(self) -> None:
         if self.method == "acdc" and self.threshold is None:

@@ -27,6 +27,8 @@ def mask_of(prompts: Prompts, where: Where) -> Bool[Tensor, "batch pos"]:
     """
     if isinstance(where, Tensor):
         return _own_mask(prompts, where)
+    if not where:
+        raise InputError(f"where = {where!r} names nothing: give a label, a label and values, or a mask")
     label, *values = (where,) if isinstance(where, str) else where
     return _labelled(prompts, label, values)
 

@@ -224,5 +224,5 @@ def jackknife_values(whole: float, without_each: Float[ndarray, "units"]) -> Flo
 
 
 def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence = {confidence} is no probability: give a number between 0 and 1, 0.95 say")
+    if not isinstance(confidence, int | float) or not 0 < confidence < 1:
+        raise InputError(f"confidence = {confidence!r} is no probability: give a number between 0 and 1, 0.95 say")

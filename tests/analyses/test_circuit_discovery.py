@@ -290,6 +290,7 @@ def test_a_search_leaves_the_model_as_it_was_even_if_it_is_interrupted(prompts):
     [
         ({}, "threshold is missing"),
         ({"threshold": 0.0}, "threshold = 0.0: give a rise of the metric above 0"),
+        ({"threshold": float("nan")}, "threshold = nan: give a rise of the metric above 0"),
         ({"threshold": 0.1, "n_edges": 3}, "method = 'acdc' takes no n_edges: drop it, or choose method = 'greedy'"),
         ({"threshold": 0.1, "faithfulness": 0.9}, "method = 'acdc' takes no faithfulness"),
         ({"threshold": 0.1, "level": "nodes"}, "takes no level: drop it, or choose method = 'brute_force'"),

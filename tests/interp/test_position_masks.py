@@ -58,3 +58,11 @@ def test_what_stands_for_no_position_is_refused(prompts, where, message):
 def test_a_mask_of_numbers_is_refused(prompts):
     with pytest.raises(InputError, match=r"the mask is torch\.int64"):
         mask_of(prompts, TOKENS)
+
+
+@pytest.mark.parametrize("nothing", [(), ""])
+def test_naming_nothing_is_refused(nothing):
+    prompts = Prompts.from_tensors(torch.tensor([[3, 1, 2]]), labels={"kind": torch.tensor([[1, 1, 0]])})
+    assert mask_of(prompts, ("kind", 1)).tolist() == [[True, True, False]]
+    with pytest.raises(InputError, match=r"where = .* names nothing: give a label"):
+        mask_of(prompts, nothing)
