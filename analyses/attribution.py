@@ -34,9 +34,9 @@ _DEFAULT_STEPS = 32
 # which of the arguments beside metric and by each method takes
 _TAKES = {
     "direct": (),
-    "gradient": ("reference", "layers"),
-    "integrated": ("reference", "layers", "n_steps"),
-    "shapley": ("reference", "layers", "n_permutations"),
+    "gradient": ("reference", "layers", "totals"),
+    "integrated": ("reference", "layers", "n_steps", "totals"),
+    "shapley": ("reference", "layers", "n_permutations", "totals"),
 }
 
 
@@ -96,6 +96,7 @@ def attribute_heads(
     layers: Sequence[int] | None = None,
     n_steps: int | None = None,
     n_permutations: int | None = None,
+    totals: bool | None = None,
     confidence: float = 0.95,
     batch_size: int = 512,
     seed: int = 0,
@@ -119,7 +120,7 @@ def attribute_heads(
       of all chosen layers sum to what ablating all of them changes (efficiency). Over all 2^n subsets for at most
       12 heads, else over drawn permutations, whose chance the intervals then include.
 
-    ``result.totals`` holds these sums beside what was measured.
+    ``result.totals`` holds these sums beside what was measured, by a pass for every layer (or for all heads together).
 
     Args:
         metric: "logit", the mean logit of the answer, or a metric of ``ablate``; "direct" takes "logit" and
@@ -129,6 +130,7 @@ def attribute_heads(
             prompt's own counterfactual.
         layers: which layers' heads are attributed to; all by default.
         n_steps: gradients per layer for "integrated", 32 by default.
+        totals: False leaves ``result.totals`` out, which saves those passes.
         n_permutations: orders drawn for "shapley"; by default none up to 12 heads, and 200 above.
 
     Raises:
@@ -151,6 +153,7 @@ def attribute_heads(
     refuse_no_prompts(prompts)
     check_seed(seed)
     options = {"reference": reference, "layers": layers, "n_steps": n_steps, "n_permutations": n_permutations}
+    options["totals"] = totals
     _refuse_untaken(method, options)
     settings: dict[str, Any] = {"method": method, "by": by, "confidence": confidence, "seed": seed}
     settings |= {"n_prompts": len(prompts), "prompts_seed": prompts.seed}
@@ -183,10 +186,14 @@ def attribute_heads(
         )  # fmt: skip
     frame = found.frame(parts, method=method, metric=judged.name, by=by, confidence=confidence, seed=seed)
     together = [heads] if method == "shapley" else [[one for one in heads if one.layer == k] for k in taken["layers"]]
-    totals = _totals(model, prompts, judged, parts, found, edits, together, method, by, batch_size)
+    measured = pd.DataFrame()
+    if totals is not False:
+        measured = _totals(model, prompts, judged, parts, found, edits, together, method, by, batch_size)
     title = f"{_TITLES[method]} of heads: {judged.name} ({taken['reference']} reference)"
-    notes = (*notes_on_intervals(frame), _note_on_totals(totals, method))
-    return AttributionResult(frame, title, settings | taken | {"metric": judged.name}, notes, totals=totals)
+    notes = notes_on_intervals(frame)
+    if not measured.empty:
+        notes = (*notes, _note_on_totals(measured, method))
+    return AttributionResult(frame, title, settings | taken | {"metric": judged.name}, notes, totals=measured)
 
 
 _TITLES = {"gradient": "Attribution patching", "integrated": "Integrated gradients", "shapley": "Shapley values"}

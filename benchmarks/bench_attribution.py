@@ -4,9 +4,9 @@
 
 Both score every head by (z there − z here) · ∂loss/∂z, from a pass on each prompt and one back. 2 layers of 4 heads and
 MLPs (TransformerLens reads their hook points); its trainable model, and ours with its weights. "alone" is what both do,
-with a bootstrap interval for each head on our side; "attribute_heads" also measures what the scores of a layer ought to
-sum to, by three more passes. CPU time on one thread, measured in turn, wall clock in brackets. Exits with 1 if the mean
-score of any head differs by more than 1e-5.
+``attribute_heads(…, totals=False)`` with a bootstrap interval for each head; "with totals", the default, it also
+measures what the scores of a layer ought to sum to, by three more passes. CPU time on one thread, measured in turn,
+wall clock in brackets. Exits with 1 if the mean score of any head differs by more than 1e-5.
 """
 
 import argparse
@@ -19,12 +19,8 @@ from side_by_side import in_turn, native_bridge
 
 from analyses import attribute_heads
 from analyses.attribution import AttributionResult
-from analyses.gradient_attribution import gradient_contributions
-from analyses.metrics import Group, Metric
-from analyses.references import ablation_edits
 from interp.conversion import from_transformer_lens
 from interp.model_adapter import HookedModel
-from interp.sites import Site
 from tasks.prompts import Prompts
 
 D_VOCAB, N_PAIRS, ASKED = 65, 64, 10.0
@@ -51,14 +47,6 @@ def by_transformer_lens(bridge: torch.nn.Module, prompts: Prompts) -> torch.Tens
     return scores
 
 
-def alone(model: HookedModel, prompts: Prompts) -> torch.Tensor:
-    """The scores with their intervals, and nothing else."""
-    heads = [Site(layer, "z", head) for layer in range(2) for head in range(4)]
-    edits = ablation_edits(model, prompts, [tuple(heads)], "counterfactual")
-    found = gradient_contributions(model, prompts, Metric.of("loss"), [Group("all", None)], edits, batch_size=512)
-    return torch.tensor(found.interval(confidence=0.95, seed=0).estimate).reshape(2, 4)
-
-
 def main() -> int:
     """Print the ratios and return 1 if the two disagree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,13 +69,17 @@ def main() -> int:
         def whole(model: HookedModel = model, prompts: Prompts = prompts) -> AttributionResult:
             return attribute_heads(model, prompts, method="gradient", metric="loss", reference="counterfactual")
 
+        def alone(model: HookedModel = model, prompts: Prompts = prompts) -> AttributionResult:
+            how = {"method": "gradient", "metric": "loss", "reference": "counterfactual", "totals": False}
+            return attribute_heads(model, prompts, **how)
+
         expected = theirs()
-        ours = alone(model, prompts), torch.tensor(whole().frame["attribution"].to_numpy()).reshape(2, 4)
+        ours = (torch.tensor(each().frame["attribution"].to_numpy()).reshape(2, 4) for each in (alone, whole))
         difference = max(float((each - expected).abs().max()) for each in ours)
         worst = max(worst, difference)
-        of_scores = in_turn(theirs, lambda: alone(model, prompts), repeats)  # noqa: B023
+        of_scores = in_turn(theirs, alone, repeats)
         of_all = in_turn(theirs, whole, repeats)
-        print(f"{n_pos} tokens: alone {of_scores}, attribute_heads {of_all}; largest difference {difference:.1e}")
+        print(f"{n_pos} tokens: alone {of_scores}, with totals {of_all}; largest difference {difference:.1e}")
     return 0 if worst < 1e-5 else 1
 
 

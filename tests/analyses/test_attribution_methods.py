@@ -348,3 +348,20 @@ def test_a_metric_that_no_head_reaches_is_refused_rather_than_flat(prompts):
 def test_unknown_words_are_refused(how, message, prompts):
     with pytest.raises(InputError, match=message):
         attribute_heads(random_model(), prompts, **how)
+
+
+@pytest.mark.parametrize("method", MOVING)
+def test_totals_can_be_left_out_and_change_nothing_else(method, prompts):
+    model = random_model()
+    whole, bare = (
+        attribute_heads(model, prompts, method=method, metric="loss", totals=totals) for totals in (None, False)
+    )
+    assert not whole.totals.empty
+    assert bare.totals.empty
+    assert list(bare.tables) == [bare.name]
+    assert whole.frame.equals(bare.frame)
+
+
+def test_direct_attribution_takes_no_totals(prompts):
+    with pytest.raises(InputError, match="method = 'direct' takes no totals: drop it, or choose method = 'gradient'"):
+        attribute_heads(random_model(), prompts, totals=False)
