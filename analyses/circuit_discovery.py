@@ -145,7 +145,7 @@ class _Search:
             raise InputError(f"threshold = {self.threshold!r}: give a rise of the metric above 0")
         if self.n_edges is not None:
             check_whole("n_edges", self.n_edges, 1)
-        if self.faithfulness is not None and not _is_between(self.faithfulness, 1):
+        if self.faithfulness is not None and not _is_between(self.faithfulness, 1.0):
             raise InputError(f"faithfulness = {self.faithfulness!r}: give a share between 0 and 1")
 
     def _check_missing(self) -> None:
