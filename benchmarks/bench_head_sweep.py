@@ -23,6 +23,7 @@ from tasks.prompts import Prompts
 
 D_VOCAB = 65
 SHAPES = (  # layers, heads, d_model, positions, prompts, the least ratio that is asked for
+    (2, 4, 64, 64, 32, 3.0),
     (2, 4, 128, 64, 64, 3.0),  # the shape of bench_training
     (4, 8, 128, 64, 16, 2.5),
     (12, 12, 192, 32, 8, 2.0),
