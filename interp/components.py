@@ -10,6 +10,7 @@ from transformer_lens import FactoredMatrix
 from transformer_lens.hook_points import HookPoint
 
 from interp.hooked_transformer_config import HookedTransformerConfig
+from interp.short_attention import short_attention, suits_short_attention
 
 _ACTIVATIONS = {
     "relu": F.relu,
@@ -141,7 +142,14 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "batch pos head d_head"]:
         """z: the values that each head has mixed by its pattern."""
         if query_input is key_input is value_input and self._project_alike():
-            q, k, v = self._projected_together(query_input)
+            together = self._projected_together(query_input)
+            if self._nothing_before_z_is_watched() and self._is_short(together):
+                return self._shown_z(short_attention(together))
+            # Parts of one tensor: an edit in place at one hook must be free to happen and must not reach the others.
+            q, k, v = (
+                part.clone() if watched(point) else part
+                for part, point in zip(together.unbind(2), (self.hook_q, self.hook_k, self.hook_v), strict=True)
+            )
         else:
             q = self._queries(query_input)
             k = _per_head(key_input, self.W_K, self.b_K)
@@ -151,6 +159,9 @@ class Attention(nn.Module):
             z = self._written_out(q, k, v)
         else:
             z = self._fused(q, k, v)
+        return self._shown_z(z)
+
+    def _shown_z(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
         return shown(self.hook_z, z if self.present is None else z * self.present)
 
     def written(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
@@ -165,19 +176,23 @@ class Attention(nn.Module):
         trained = {weight.requires_grad for weight in (self.W_Q, self.W_K, self.W_V)}
         return not self.cfg.identity_queries and (len(trained) == 1 or not torch.is_grad_enabled())
 
-    def _projected_together(self, resid: Float[Tensor, "batch pos d_model"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [batch, pos, head, d_head] from one product."""
+    def _nothing_before_z_is_watched(self) -> bool:
+        points = (self.hook_q, self.hook_k, self.hook_v, self.hook_attn_scores, self.hook_pattern)
+        return not any(watched(point) for point in points)
+
+    def _is_short(self, together: Float[Tensor, "batch pos 3 head d_head"]) -> bool:
+        causal_softmax = self.cfg.attn_fn == "softmax" and self.cfg.attention_dir == "causal"
+        return causal_softmax and suits_short_attention(together)
+
+    def _projected_together(
+        self, resid: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos 3 head d_head"]:
+        """Queries, keys and values from one product."""
         weight = torch.cat([weight.transpose(0, 1).flatten(1) for weight in (self.W_Q, self.W_K, self.W_V)], dim=1)
         bias = None
         if self.b_Q is not None and self.b_K is not None and self.b_V is not None:
             bias = torch.cat([self.b_Q.flatten(), self.b_K.flatten(), self.b_V.flatten()])
-        together = F.linear(resid, weight.T, bias).unflatten(-1, (3, self.cfg.n_heads, -1))
-        q, k, v = together.unbind(2)
-        # Parts of one tensor: an edit in place at one hook must be free to happen and must not reach the others.
-        return tuple(
-            part.clone() if watched(point) else part
-            for part, point in ((q, self.hook_q), (k, self.hook_k), (v, self.hook_v))
-        )  # pyright: ignore[reportReturnType]
+        return F.linear(resid, weight.T, bias).unflatten(-1, (3, self.cfg.n_heads, -1))
 
     def _queries(self, query_input: Float[Tensor, "batch pos *heads d_model"]) -> Tensor:
         if self.cfg.identity_queries and query_input.ndim == 3 and self._identity_is_intact():
