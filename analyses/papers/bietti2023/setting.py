@@ -54,11 +54,11 @@ SETTINGS: Mapping[Scale, Setting] = {
     ),
     # the paper's 256 positions [code]
     "full": Setting(
-        n_seeds=10,
+        n_seeds=5,
         d_model=128,
         seq_len=256,
         batch_size=32,
-        steps=800,
+        steps=600,
         log_every=20,
         eval_prompts=128,
         checkpoint_every=200,
