@@ -17,7 +17,7 @@ from analyses.figures import effect_figure
 from analyses.metrics import Group, groups
 from analyses.result import Result, notes_on_intervals
 from interp import HookedTransformer
-from interp.model_adapter import HookedModel, activations, refuse_other
+from interp.model_adapter import HookedModel, activations_alone, refuse_other
 from interp.statistics import ratio_interval
 from tasks.errors import InputError
 from tasks.prompts import Prompts
@@ -191,7 +191,7 @@ def _paid_along(
 
 def _pattern(model: HookedModel, batch: Prompts) -> Float[Tensor, "batch layer head dest src"]:
     points = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
-    _, patterns = activations(model, batch.inputs, points)
+    patterns = activations_alone(model, batch.inputs, points)
     return torch.stack([patterns[point] for point in points], dim=1)
 
 

@@ -16,7 +16,7 @@ from analyses.edge_attribution import EdgeReference
 from analyses.edges import INPUTS_OF_HEADS, Edges, Receiver, Sender, edges_of
 from analyses.references import counterfactual_of
 from interp.hook_gate import HookFunction
-from interp.model_adapter import HookedModel, Inputs, activations, hooked, named_weights, needed_weight, outputs
+from interp.model_adapter import HookedModel, Inputs, activations_alone, hooked, named_weights, needed_weight, outputs
 from tasks.errors import InputError
 from tasks.prompts import Prompts
 from tasks.protocol import Task
@@ -62,7 +62,7 @@ class CircuitRuns:
 
     def stream(self, inputs: Inputs) -> Stream:
         """The stream of a clean run."""
-        _, kept = activations(self.model, inputs, [*self.points_sent, *self.points_read])
+        kept = activations_alone(self.model, inputs, [*self.points_sent, *self.points_read])
         sent = torch.stack([_added(one, kept[one.point], self.W_O) for one in self.edges.senders])
         return Stream(sent, {point: kept[point] for point in self.points_read})
 

@@ -8,7 +8,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from analyses.batches import batches
-from interp.model_adapter import HookedModel, activations, needed_weight
+from interp.model_adapter import HookedModel, activations_alone, needed_weight
 from tasks.errors import InputError
 from tasks.prompts import Prompts
 from tasks.regression_layout import regression_pairs
@@ -108,7 +108,7 @@ def written_and_candidates(
 ) -> tuple[Float[Tensor, "batch pos head d_written"], Float[Tensor, "batch pos d"]]:
     """What every head writes, z W_O, in float64 and in coordinates of its own that keep all lengths and angles."""
     point = f"blocks.{layer}.attn.hook_z"
-    _, kept = activations(model, prompts.inputs, [point])
+    kept = activations_alone(model, prompts.inputs, [point])
     # z W_O = (z Rᵀ) Qᵀ with orthonormal columns in Q: the same regressions in d_head dimensions, not d_model
     R = torch.linalg.qr(needed_weight(model, "W_O")[layer].detach().double().mT, mode="r").R
     return torch.einsum("bphd,hwd->bphw", kept[point].double(), R), preprocessed_features(prompts)

@@ -23,7 +23,7 @@ from analyses.metrics import Group, Metric, MetricLike, groups
 from analyses.patching_figures import effect_map
 from analyses.references import counterfactual_of
 from analyses.result import Result, notes_on_intervals
-from interp.model_adapter import HookedModel, activations, refuse_other
+from interp.model_adapter import HookedModel, activations_alone, refuse_other
 from interp.statistics import Interval, ratio_interval
 from tasks.errors import InputError
 from tasks.prompts import Prompts
@@ -32,6 +32,7 @@ from tasks.protocol import Task
 EdgeMethod = Literal["eap", "eap_ig_inputs", "eap_ig_activations", "exact"]
 EdgeReference = Literal["counterfactual", "zero", "mean"]
 _DEFAULT_STEPS = 8
+_POSITIONS_IN_CACHE = 2048
 _EDGES_AT_ONCE = 2000  # so that the resamples of many edges (2,000 each) take 32 MB
 _OWN_COLUMNS = ("score", "receiver_input")
 
@@ -98,7 +99,7 @@ def attribute_edges(
     n_steps: int | None = None,
     seed: int = 0,
     confidence: float = 0.95,
-    batch_size: int = 512,
+    batch_size: int | None = None,
 ) -> EdgeAttributionResult:
     """How much does each edge, from what writes to the residual stream to what reads from it, matter to a metric?
 
@@ -130,6 +131,7 @@ def attribute_edges(
             positions included, which a counterfactual never changes.
         metric: as for ``ablate``; gradients need one that has a gradient (not "accuracy").
         by: a label of the prompts that splits the effect.
+        batch_size: prompts at a time; by default what a core's cache holds (2048 positions), on a GPU 512 prompts.
 
     Raises:
         InputError: no counterfactual, one that is not aligned, or one that the reference does not read; ``n_steps``
@@ -159,20 +161,24 @@ def attribute_edges(
     edges, weights = edges_of(model), EdgeWeights.of(model)
     other = counterfactual_of(prompts, counterfactual, seed=seed) if reference == "counterfactual" else None
     points = list(dict.fromkeys(sender.point for sender in edges.senders))
+    if batch_size is None:
+        at_home = prompts.inputs.device.type == "cpu"
+        batch_size = max(1, _POSITIONS_IN_CACHE // prompts.inputs.shape[1]) if at_home else 512
     reference_of = _References(model, prompts, other, reference, points, batch_size)
     sums, counts = [], []
     for rows in batches(prompts, batch_size):
         batch = prompts[rows]
         of_batch = [Group(part.value, None if part.mask is None else part.mask[rows]) for part in parts]
         how = (model, batch, judged, of_batch, edges, weights, reference_of(rows))
+        there = None if other is None else other.inputs[rows]
         if method == "exact":
             found = _patched(*how)
         elif method == "eap":
-            found = eap(*how)
+            found = eap(*how, there)
         elif method == "eap_ig_inputs":
-            found = eap_ig_inputs(*how, n_steps=steps or _DEFAULT_STEPS)
+            found = eap_ig_inputs(*how, there, n_steps=steps or _DEFAULT_STEPS)
         else:
-            found = eap_ig_activations(*how, n_steps=steps or _DEFAULT_STEPS)
+            found = eap_ig_activations(*how, there, n_steps=steps or _DEFAULT_STEPS)
         sums.append(found[0])
         counts.append(found[1])
     interval = _intervals(np.concatenate(sums), np.concatenate(counts), confidence, seed)
@@ -236,13 +242,13 @@ class _References:
     def __call__(self, rows: slice) -> Mapping[str, Tensor | float]:
         """A batch's activations at the senders' points; for all alike, or 0, where the reference is."""
         if self.counterfactual is not None:
-            return activations(self.model, self.counterfactual.inputs[rows], self.points)[1]
+            return activations_alone(self.model, self.counterfactual.inputs[rows], self.points)
         return self.means or dict.fromkeys(self.points, 0.0)
 
     def _means(self, prompts: Prompts, batch_size: int) -> dict[str, Float[Tensor, "pos *rest"]]:
         totals: dict[str, Tensor] = {}
         for rows in batches(prompts, batch_size):
-            _, found = activations(self.model, prompts.inputs[rows], self.points)
+            found = activations_alone(self.model, prompts.inputs[rows], self.points)
             for point, activation in found.items():
                 totals[point] = totals.get(point, 0) + activation.sum(dim=0)
         return {point: total / len(prompts) for point, total in totals.items()}
@@ -258,7 +264,7 @@ def _patched(
     reference: Mapping[str, Tensor | float],
 ) -> SumsOfEdges:
     residuals = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
-    _, clean = activations(model, batch.inputs, [*reference, *residuals])
+    clean = activations_alone(model, batch.inputs, [*reference, *residuals])
     changes = {point: there - clean[point] for point, there in reference.items()}
     return patched_edges(model, batch, metric, parts, edges, weights.outputs, changes, clean)
 
@@ -286,17 +292,19 @@ def _frame(
     parts: Sequence[Group],
     by: str | None,
 ) -> pd.DataFrame:
+    pairs = [(s, r, j) for s, r in edges.pairs for j in range(len(parts))]
     n_prompts = (counts > 0).sum(axis=0).tolist()
-    rows: list[dict[str, Any]] = []
-    for index, (s, r) in enumerate(edges.pairs):
-        receiver = edges.receivers[r]
-        for j, part in enumerate(parts):
-            row: dict[str, Any] = {"sender": edges.senders[s].name, "receiver": receiver.name}
-            row |= {"receiver_input": receiver.input, "method": method, "metric": metric.name}
-            row |= {} if by is None else {by: part.value}
-            row |= {"score": interval.estimate[index, j], "ci_low": interval.low[index, j]}
-            rows.append(row | {"ci_high": interval.high[index, j], "n_prompts": n_prompts[j]})
-    return pd.DataFrame(rows)
+    columns: dict[str, Any] = {
+        "sender": [edges.senders[s].name for s, _, _ in pairs],
+        "receiver": [edges.receivers[r].name for _, r, _ in pairs],
+        "receiver_input": [edges.receivers[r].input for _, r, _ in pairs],
+        "method": method,
+        "metric": metric.name,
+    }
+    if by is not None:
+        columns[by] = [parts[j].value for _, _, j in pairs]
+    columns |= {"score": interval.estimate.ravel(), "ci_low": interval.low.ravel(), "ci_high": interval.high.ravel()}
+    return pd.DataFrame(columns | {"n_prompts": [n_prompts[j] for _, _, j in pairs]})
 
 
 def _labels(frame: pd.DataFrame) -> pd.Series:

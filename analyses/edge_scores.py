@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.edges import INPUTS_OF_HEADS, Edges
-from interp.model_adapter import HookedModel, named_weights, needed_weight
+from interp.model_adapter import HookedModel, named_weights, needed_weight, weight
 from tasks.errors import InputError
 
 
@@ -50,6 +51,29 @@ class EdgeWeights:
         return cls(needed_weight(model, "W_O").detach(), inputs, None if kind is None else float(model.cfg.eps))
 
 
+@dataclass(frozen=True, eq=False)
+class TokenChange:
+    """A change of embeddings that is one of tokens: row ``there`` of W_E less row ``here``, at every position."""
+
+    W_E: Float[Tensor, "d_vocab d_model"]
+    here: Int[Tensor, "batch pos"]
+    there: Int[Tensor, "batch pos"]
+
+    @classmethod
+    def of(cls, model: HookedModel, here: Tensor, there: Tensor, change: Tensor) -> "TokenChange | None":
+        """The change as one of tokens, where it is just that and the vocabulary is small enough to gain by it."""
+        W_E = weight(model, "W_E")
+        if W_E is None or here.is_floating_point() or len(W_E) > here.numel():
+            return None
+        found = cls(W_E.detach(), here, there)
+        return found if torch.equal(found.read(None), change) else None
+
+    def read(self, W_in: Float[Tensor, "d_model read"] | None) -> Float[Tensor, "batch pos read"]:
+        """What a matrix reads of the change (of the embeddings themselves without one): of every token only once."""
+        table = self.W_E if W_in is None else self.W_E @ W_in
+        return F.embedding(self.there, table).sub_(F.embedding(self.here, table))
+
+
 def points_of_gradients(edges: Edges) -> list[str]:
     """The hook points whose gradients ``edge_scores`` needs."""
     read = (one.point if one.head is None else _point_in_head(one.layer, one.input) for one in edges.receivers)
@@ -62,16 +86,20 @@ def edge_scores(
     changes: Mapping[str, Float[Tensor, "batch pos *change"]],
     activations: Mapping[str, Float[Tensor, "batch pos *activation"]],
     gradients: Mapping[str, Float[Tensor, "batch pos *gradient"]],
+    tokens: TokenChange | None = None,
 ) -> Float[Tensor, "batch edge"]:
     """Σ_pos ⟨Δ output of the sender, ∂metric / ∂ receiver's input⟩ of every edge, the input taken before LayerNorm.
 
     A head sends Δz W_O and its q receives g_q W_Qᵀ, so that an edge between heads scores Σ_pos (Δz W_O W_Q) · g_q and
     nothing of shape [batch, pos, head, d_model] is made. Through a LayerNorm with x̂ = (x − mean) / s its exact
     derivative is used: (1/s) [Δ C γ W_Q g − ⟨x̂, Δ⟩ ⟨x̂, C γ W_Q g⟩ / d_model], C and γ as in ``EdgeWeights``.
+    ``tokens`` are the change of ``hook_embed``, where it is one of tokens, which saves the products.
     """
     like = next(iter(gradients.values()))
     scores = like.new_zeros(like.shape[0], len(edges.senders), len(edges.receivers))
-    groups = [group for group in _groups(edges) if bool(changes[group.point].any())]  # positions rarely change
+    groups = [  # positions rarely change
+        group for group in _groups(edges) if group.layer is not None or bool(changes[group.point].any())
+    ]
     for r, receiver in enumerate(edges.receivers):
         if receiver.head is None:
             for group in groups:
@@ -84,13 +112,15 @@ def edge_scores(
             into_heads = _IntoHeads(
                 weights.inputs[receiver.input][receiver.layer],
                 gradients[_point_in_head(receiver.layer, receiver.input)],
-                activations[f"blocks.{receiver.layer}.hook_resid_pre"],
+                activations.get(f"blocks.{receiver.layer}.hook_resid_pre"),
                 weights.eps,
             )
             for group in groups:
                 if group.writes <= receiver.reads:
                     W_out = None if group.layer is None else weights.outputs[group.layer]
-                    scores[:, torch.tensor(group.senders)[:, None], columns] = into_heads(changes[group.point], W_out)
+                    scores[:, torch.tensor(group.senders)[:, None], columns] = into_heads(
+                        changes[group.point], W_out, tokens if group.point == "hook_embed" else None
+                    )
     chosen = torch.tensor(edges.pairs)
     return scores[:, chosen[:, 0], chosen[:, 1]]
 
@@ -136,11 +166,12 @@ class _IntoHeads:
         self,
         W_in: Float[Tensor, "head d_model d_head"],
         gradient: Float[Tensor, "batch pos head d_head"],
-        resid: Float[Tensor, "batch pos d_model"],
+        resid: Float[Tensor, "batch pos d_model"] | None,
         eps: float | None,
     ):
         self.W_in, self.gradient, self.normalized = W_in, gradient, None
         if eps is not None:
+            assert resid is not None
             centred = resid - resid.mean(dim=-1, keepdim=True)
             scale = (centred.square().mean(dim=-1, keepdim=True) + eps).sqrt()
             self.normalized = centred / scale
@@ -149,12 +180,16 @@ class _IntoHeads:
             self.along = (along * self.gradient).sum(dim=-1) / resid.shape[-1]
 
     def __call__(
-        self, change: Float[Tensor, "batch pos *sent"], W_out: Float[Tensor, "sender d_head d_model"] | None
+        self,
+        change: Float[Tensor, "batch pos *sent"],
+        W_out: Float[Tensor, "sender d_head d_model"] | None,
+        tokens: TokenChange | None,
     ) -> Float[Tensor, "batch sender head"]:
         """Scores of one sender that writes to the stream itself, or of all heads of a layer."""
         if W_out is None:
-            read = (change @ self.W_in.transpose(0, 1).flatten(1)).unflatten(-1, self.gradient.shape[2:])
-            through = read.mul_(self.gradient).sum(dim=(1, 3))
+            W_in = self.W_in.transpose(0, 1).flatten(1)
+            read = change @ W_in if tokens is None else tokens.read(W_in)
+            through = read.unflatten(-1, self.gradient.shape[2:]).mul_(self.gradient).sum(dim=(1, 3))
             if self.normalized is not None:
                 through = through - ((change * self.normalized).sum(dim=-1, keepdim=True) * self.along).sum(dim=1)
             return through.unsqueeze(1)

@@ -50,13 +50,13 @@ def metric_gradients(
     nodes: dict[str, Tensor] = {}
 
     def start(activation: Tensor, hook: HookPoint) -> Tensor:  # noqa: ARG001 — TransformerLens' call
-        nodes[leaf] = (activation if value is None else value).detach().clone().requires_grad_()
+        nodes[leaf] = (activation if value is None else value).detach().requires_grad_()
         return nodes[leaf]
 
     def keep(point: str) -> HookFunction:
         def write_itself(activation: Tensor, hook: HookPoint) -> Tensor:  # noqa: ARG001 — TransformerLens' call
             # What a hook is shown need not be what the model goes on with (a bridge's is not); what it returns is.
-            nodes[point] = activation.clone()
+            nodes[point] = activation.view_as(activation)
             return nodes[point]
 
         return write_itself

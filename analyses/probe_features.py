@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analyses.batches import batches
-from interp.model_adapter import HookedModel, activations
+from interp.model_adapter import HookedModel, activations_alone
 from interp.sites import Site, SiteLike
 from tasks.errors import InputError
 from tasks.prompts import Prompts
@@ -75,7 +75,7 @@ def features_at(
     """
     kept: dict[Site, list[Tensor]] = {site: [] for site in sites}
     for rows in batches(prompts, batch_size):
-        _, clean = activations(model, prompts.inputs[rows], [site.hook_name for site in sites])
+        clean = activations_alone(model, prompts.inputs[rows], [site.hook_name for site in sites])
         for site in sites:
             activation = clean[site.hook_name]
             kept[site].append(activation[site.index(activation)][at[rows]].cpu().double())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from analyses.batches import batches
 from analyses.probe_targets import answer_of
-from interp.model_adapter import HookedModel, activations
+from interp.model_adapter import HookedModel, activations_alone
 from interp.sites import Site
 from tasks.errors import InputError
 from tasks.prompts import Prompts
@@ -106,7 +106,7 @@ def _asked(
         end = first_query + chunk.shape[1]
         asking = inputs.clone()
         asking[:, first_query:end, :-1] = chunk
-        _, clean = activations(model, asking, [site.hook_name])
+        clean = activations_alone(model, asking, [site.hook_name])
         activation = clean[site.hook_name]
         answers.append(activation[site.index(activation)][:, first_query:end])
     return torch.cat(answers, dim=1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from analyses.argument_checks import refuse_no_prompts
 from analyses.batches import batches
 from interp.edits import Edit, Replace, Zero
-from interp.model_adapter import HookedModel, activations
+from interp.model_adapter import HookedModel, activations_alone
 from interp.sites import Site
 from tasks.errors import InputError
 from tasks.prompts import Prompts
@@ -139,7 +139,7 @@ def site_activations(
     """The clean activation at each site, over all prompts."""
     parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
     for rows in batches(prompts, batch_size):
-        _, clean = activations(model, prompts.inputs[rows], [site.hook_name for site in sites])
+        clean = activations_alone(model, prompts.inputs[rows], [site.hook_name for site in sites])
         for site in sites:
             at_point = clean[site.hook_name]
             parts[site].append(at_point[site.index(at_point)].contiguous())

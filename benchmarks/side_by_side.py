@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,12 @@ class Ratio:
 
 
 def in_turn(slow: Callable[[], object], fast: Callable[[], object], repeats: int) -> Ratio:
-    """The time of ``slow`` over that of ``fast``, measured in turn, so that a machine whose speed drifts slows both."""
+    """The time of ``slow`` over that of ``fast``, measured in turn, so that a machine whose speed drifts slows both.
+
+    NumPy gets one thread: its second one spins after each product, in the CPU time of whichever side comes next.
+    """
     pairs: list[list[tuple[float, float]]] = []
-    with torch.no_grad():
+    with torch.no_grad(), threadpool_limits(1, user_api="blas"):
         for _ in range(repeats + 1):
             pair = []
             for run in (slow, fast):

@@ -7,7 +7,7 @@ for a small new one, ``build_bridge_from_module`` round a model in memory.
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -149,6 +149,55 @@ def activations(
 
     with torch.no_grad(), hooked(model, [(name, keep(name)) for name in dict.fromkeys(names)]):
         return outputs(model, inputs), kept
+
+
+class _Kept:
+    """Activations kept without a copy, and whether anyone has written into one since (another hook, in place)."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
+
+    def keep(self, name: str, activation: Tensor) -> None:
+        """Keep what a hook is shown; a copy in inference mode, where PyTorch counts no writes."""
+        self.tensors[name] = activation.clone() if activation.is_inference() else activation.detach()
+        self._versions[name] = 0 if activation.is_inference() else activation._version
+
+    def are_as_seen(self) -> bool:
+        """Whether every tensor still holds what was kept."""
+        return all(
+            tensor.is_inference() or tensor._version == self._versions[name] for name, tensor in self.tensors.items()
+        )
+
+
+def activations_alone(model: HookedModel, inputs: Inputs, names: Sequence[str]) -> dict[str, Tensor]:
+    """The activations at the named hook points, from a clean pass that ends once all have been seen.
+
+    Raises:
+        InputError: as for ``hooked``.
+    """
+    wanted = set(names)
+    kept = _Kept()
+
+    def keep(name: str) -> HookFunction:
+        def observe(activation: Tensor, hook: HookPoint) -> None:  # noqa: ARG001 — TransformerLens' call
+            kept.keep(name, activation)
+            if len(kept.tensors) == len(wanted):
+                raise _AllSeen
+
+        return observe
+
+    with (
+        suppress(_AllSeen),
+        torch.no_grad(),
+        hooked(model, [(name, keep(name)) for name in wanted]),
+    ):
+        outputs(model, inputs)
+    return kept.tensors if kept.are_as_seen() else activations(model, inputs, names)[1]
+
+
+class _AllSeen(Exception):  # noqa: N818 — it ends a pass and reports nothing
+    """Raised by the last observer of a pass whose outputs nobody needs."""
 
 
 @contextmanager
