@@ -39,7 +39,8 @@ def patching_figure(frame: pd.DataFrame, *, title: str, by: str | None = None) -
 def effect_map(frame: pd.DataFrame, *, down: str, across: str, title: str, by: str | None = None) -> go.Figure:
     """``effect`` as colours, a panel per metric (and per value of ``by``); a star where its interval excludes 0.
 
-    A small map has its numbers written in; in a large one a dot says that a cell was measured. Where no row has an
+    A small map has its numbers written in, with two decimals (one digit if less than those is clear); in a large one a
+    dot says that a cell was measured. Where no row has an
     effect, because the two runs do not differ, ``delta`` takes its place.
     """
     value, low, high = ("effect", "effect_low", "effect_high")
@@ -92,7 +93,11 @@ def effect_map(frame: pd.DataFrame, *, down: str, across: str, title: str, by: s
 def _written(number: float, clear: bool, few: bool) -> str:
     if np.isnan(number):
         return ""
+    if not few:
+        return _EXCLUDES_ZERO if clear else _MEASURED
     rounded = round(number, 2) + 0.0  # no −0
-    if few:
-        return f"{rounded:.2f}{_EXCLUDES_ZERO if clear else ''}"
-    return _EXCLUDES_ZERO if clear else _MEASURED
+    if not clear:
+        return f"{rounded:.2f}"
+    # "0.00*" would say in one breath that there is an effect and that there is none
+    shown = f"{rounded:.2f}" if rounded else f"{number:.1g}".replace("e-0", "e-")
+    return shown + _EXCLUDES_ZERO

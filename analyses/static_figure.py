@@ -17,6 +17,7 @@ StaticFormat = Literal["svg", "pdf", "png"]
 STATIC_FORMATS = ("svg", "pdf", "png")
 _DOTS_PER_INCH = 96  # a pixel of the screen is a 96th of an inch on paper
 _WIDTH, _HEIGHT = 760, 420
+_LEFT, _BOTTOM, _WIDE, _HIGH = 0.08, 0.14, 0.9, 0.68  # where Plotly's domain from 0 to 1 lies on the page
 _LEGEND_COLUMNS = 4
 _DASHES = {
     "solid": "-",
@@ -96,8 +97,8 @@ class _Panel:
     def draw(self, page: Any) -> None:
         left, right = self.x_axis.domain or (0.0, 1.0)
         bottom, top = self.y_axis.domain or (0.0, 1.0)
-        left, right = 0.08 + 0.9 * left, 0.08 + 0.9 * right
-        self.axes = page.add_axes((left, 0.14 + 0.68 * bottom, right - left, 0.68 * (top - bottom)))
+        left, right = _LEFT + _WIDE * left, _LEFT + _WIDE * right
+        self.axes = page.add_axes((left, _BOTTOM + _HIGH * bottom, right - left, _HIGH * (top - bottom)))
         bars = [trace for trace in self.traces if trace.type == "bar"]
         for index, trace in enumerate(self.traces):
             self._drawer(trace)(trace, bars, index)
@@ -191,7 +192,9 @@ class _Panel:
         cells = self.axes.pcolormesh(x, y, values, cmap=colours, vmin=low, vmax=high, edgecolors="white", linewidth=1)
         self.axes.grid(visible=False)
         if shared is not None and shared.showscale is not False and self.name == "":
-            bar = self.axes.figure.colorbar(cells, ax=self.axes, fraction=0.04, pad=0.02)
+            # right of all panels, as in the browser: beside its own it would lie on the next one
+            beside = self.axes.figure.add_axes((_LEFT + _WIDE + 0.02, _BOTTOM, 0.02, _HIGH))
+            bar = self.axes.figure.colorbar(cells, cax=beside)
             bar.set_label(_plain(shared.colorbar.title.text or ""))
         if trace.texttemplate and trace.text is not None:
             middles = [(edges[1:] + edges[:-1]) / 2 for edges in (x, y)]

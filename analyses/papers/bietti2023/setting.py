@@ -52,16 +52,16 @@ SETTINGS: Mapping[Scale, Setting] = {
         eval_prompts=128,
         checkpoint_every=None,
     ),
-    # the paper's 256 positions [code]
+    # the paper's 256 positions [code]; steps and seeds for about an hour and a half of one core [here]
     "full": Setting(
         n_seeds=5,
         d_model=128,
         seq_len=256,
         batch_size=32,
-        steps=600,
-        log_every=20,
+        steps=300,
+        log_every=10,
         eval_prompts=128,
-        checkpoint_every=200,
+        checkpoint_every=100,
     ),
 }
 
