@@ -26,7 +26,8 @@ class Emergence(Result):
     censored), after_step (the step measured before, at which it had not), last_step.
 
     Attributes:
-        summary: a row per readout, the earliest first: gain with its interval over seeds, n_seeds, n_censored, and the
+        summary: a row per readout, the earliest first: gain (the median over seeds, which sets the heights),
+            mean_gain with Student's interval over seeds (mean_gain_low, mean_gain_high), n_seeds, n_censored, and the
             median step with its exact interval. A missing end or median lies beyond the last step.
         order: a row per pair: in how many seeds the one came before the other, at the same step, or after it; seeds in
             which neither came are left out of ``share_before``, and ties count as not before. p_value is that of a
@@ -133,9 +134,11 @@ def _summarised(
 ) -> Emergence:
     rows = []
     for (readout, matrix), frame in zip(values.items(), frames, strict=True):
-        gain = seed_interval((matrix.iloc[-1] - matrix.iloc[0]).to_numpy(dtype=float))
-        ends = {"gain": float(gain.estimate), "gain_low": float(gain.low), "gain_high": float(gain.high)}
-        rows.append({"readout": readout, **ends, **_median_of(frame)})
+        gains = (matrix.iloc[-1] - matrix.iloc[0]).to_numpy(dtype=float)
+        mean = seed_interval(gains)
+        gain = {"gain": float(np.median(gains)), "mean_gain": float(mean.estimate)}
+        gain |= {"mean_gain_low": float(mean.low), "mean_gain_high": float(mean.high)}
+        rows.append({"readout": readout, **gain, **_median_of(frame)})
     summary = pd.DataFrame(rows).sort_values("median_step", kind="stable", na_position="last", ignore_index=True)
     frame = pd.concat(frames, ignore_index=True)
     return Emergence(frame, title, settings, tuple(notes), summary, _order(frame, summary))

@@ -32,9 +32,10 @@ _METHOD = (
     (
         "The gain of a memory is the median over seeds of its last recall minus its first. It has emerged in a seed at "
         "the first logged step at which the recall lies above that seed's start by half the gain. Seeds that never get "
-        "there are censored: they count as later than the last step, and none is dropped. The interval of a median "
-        "step is exact (order statistics); an end that is missing lies beyond the last step, or needs more seeds. A "
-        "step is that of a logged row, so the true one lies between it and the row before."
+        "there are censored: they count as later than the last step, and none is dropped. The mean gain has Student's "
+        "interval; a memory for which it holds zero has emerged nowhere. The interval of a median step is exact (order "
+        "statistics); a missing end lies beyond the last step, or needs more seeds. A step is that of a logged row, so "
+        "the true one lies between it and the row before."
     ),
     (
         "One memory is said to come before another if a sign test over seeds says so after correction for the number "
@@ -101,7 +102,8 @@ def _memories(recalls: SeedDynamics, emergence: Emergence) -> Section:
     colours = {name: component_colour(int("K1" not in name), 0) for name in names}
     curves = recalls.drawn(colours).update_layout(title=None)
     curves.update_yaxes(range=[-0.03, 1.05]).update_yaxes(title_text="recall (share)", row=1, col=1)
-    shown = ("readout", "gain", "gain_low", "gain_high", "n_seeds", "n_censored", "median_step", "ci_low", "ci_high")
+    gain = ("gain", "mean_gain", "mean_gain_low", "mean_gain_high")
+    shown = ("readout", *gain, "n_seeds", "n_censored", "median_step", "ci_low", "ci_high")
     censored = int(emergence.summary["n_censored"].sum())
     never = "Every seed gets there." if not censored else "Triangles at the end are seeds that never get there."
     return Section(
@@ -220,15 +222,35 @@ def _order_findings(emergence: Emergence) -> list[Finding]:
         n, tied = before + after + row["n_same_step"], row["n_same_step"]
         agreed = row["p_value"] is not None and row["p_value"] < SIGNIFICANT
         counts = f"in {before} of {n} seeds, after it in {after}, at the same logged step in {tied}"
-        sentence = f"Which of {first} and {second} comes first is open: {first} does {counts}."
+        p_value = "" if row["p_value"] is None else f" (p = {row['p_value']:.2g}, corrected)"
+        sentence = f"Which of {first} and {second} comes first is open: {first} does {counts}{p_value}."
         if agreed:
-            sentence = f"{first} has half of its gain before {second} {counts} (p = {row['p_value']:.2g}, corrected)."
+            sentence = f"{first} has half of its gain before {second} {counts}{p_value}."
+        elif not n:
+            sentence = f"Which of {first} and {second} comes first is open: no seed has half of either's gain."
+        elif n < (fewest := _fewest_for_an_order(len(emergence.order))):
+            sentence += f" So few seeds cannot settle it, even where all agree: train at least {fewest}."
         findings.append(Finding("memories", claims=agreed, sentence=sentence, numbers=row, label="order"))
+    no_gain = emergence.frame.groupby("readout")["height"].apply(lambda heights: heights.isna().all())
     for row in map(_plain, emergence.summary.to_dict("records")):
         if row["n_censored"]:
-            sentence = f"{row['readout']} never has half of its gain in {row['n_censored']} of {row['n_seeds']} seeds."
+            why = ": it has no gain over its start" if no_gain[row["readout"]] else ""
+            counts = f"in {row['n_censored']} of {row['n_seeds']} seeds"
+            sentence = f"{row['readout']} never has half of its gain {counts}{why}."
             findings.append(Finding("memories", claims=False, sentence=sentence, numbers=row, label="never"))
     return findings
+
+
+def _fewest_for_an_order(n_pairs: int) -> int:
+    """How many seeds that all agree a sign test needs, corrected for the number of pairs.
+
+    >>> _fewest_for_an_order(1), _fewest_for_an_order(3)
+    (6, 7)
+    """
+    n_seeds = 1
+    while 2 * 0.5**n_seeds * n_pairs >= SIGNIFICANT:
+        n_seeds += 1
+    return n_seeds
 
 
 def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:
