@@ -143,7 +143,7 @@ def analyse_seeds(runs: SeedRuns, analysis: Analysis, steps: Sequence[int] | Non
 
     frame = runs.map(noted, steps)
     settings = {"runs": runs.path.name, "seeds": runs.seeds, "steps": sorted(int(step) for step in set(frame["step"]))}
-    return SeedDynamics(frame, f"{titles[-1]} against step", settings, tuple(notes))
+    return SeedDynamics(frame, f"{titles[-1]} against step", settings, (*notes, *_left_out(runs)))
 
 
 def seed_histories(runs: SeedRuns, columns: Sequence[str]) -> SeedDynamics:
@@ -163,7 +163,18 @@ def seed_histories(runs: SeedRuns, columns: Sequence[str]) -> SeedDynamics:
     reached = history.groupby("seed")["step"].max().min()  # a seed that stopped early ends the common stretch
     history = history[history["step"] <= reached]
     frame = history.melt(["seed", "step"], list(columns), var_name="readout", value_name="value")
-    return SeedDynamics(frame, "History", {"runs": runs.path.name, "seeds": runs.seeds})
+    return SeedDynamics(frame, "History", {"runs": runs.path.name, "seeds": runs.seeds}, _left_out(runs))
+
+
+def _left_out(runs: SeedRuns) -> tuple[str, ...]:
+    """What a table of all seeds lacks, in words."""
+    notes = []
+    if runs.missing:
+        notes.append(f"left out, since they have not begun: seeds {', '.join(map(str, runs.missing))}")
+    if runs.unfinished:
+        numbers = ", ".join(map(str, runs.unfinished))
+        notes.append(f"not at their last step, so that later ones of the others are left out: seeds {numbers}")
+    return tuple(notes)
 
 
 def readable(readout: str) -> str:

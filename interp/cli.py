@@ -109,6 +109,7 @@ def train(
     corpus = {"text": text, "counts": counts}
     if seeds is not None:
         _refuse_beside_seeds({"--seed": seed, "--initial": initial})
+        _refuse_no_seeds(seeds)
         runs = _train_many(task, preset, settings or [], options, seeds=seeds, how=how or "measured", **corpus, out=out)
         typer.echo(f"{runs.path}: {len(runs)} seeds of {runs.steps[-1]} steps, {_ways_taken(runs)}")
         return
@@ -173,7 +174,7 @@ def report(
     if other is None and read_seeds(run) is not None:
         from analyses import write_seeds_report
 
-        runs = SeedRuns.load(run)
+        runs = SeedRuns.load(run, _task_class(task))
         typer.echo(f"report: {write_seeds_report(runs, out or runs.path / REPORT_FOLDER, n_prompts=prompts)}")
         return
     loaded = _load(run, task)
@@ -279,6 +280,13 @@ def _refuse_beside_seeds(options: dict[str, Any]) -> None:
             raise InputError(f"{name} {value} and --seeds exclude each other: give one of them")
 
 
+def _refuse_no_seeds(seeds: int) -> None:
+    from tasks.errors import InputError
+
+    if seeds < 1:
+        raise InputError(f"--seeds {seeds}: say from how many seeds to train, at least 1")
+
+
 def _refuse_without_seeds(options: dict[str, Any]) -> None:
     from tasks.errors import InputError
 
@@ -338,9 +346,14 @@ def _readouts(task: Any, model: Any) -> Any:
 
 def _load(path: Path, task: str | None) -> "Run":
     from interp.run import Run
+
+    return Run.load(path, _task_class(task))
+
+
+def _task_class(task: str | None) -> type[Any] | None:
     from interp.task_choice import find_task_class
 
-    return Run.load(path, None if task is None else find_task_class(task))
+    return None if task is None else find_task_class(task)
 
 
 def _write_report(run: "Run", out: Path, n_prompts: int = 512) -> Path:

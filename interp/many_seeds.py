@@ -2,12 +2,13 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from interp.atomic_files import is_unfinished, make_folder
@@ -18,7 +19,7 @@ from interp.hooked_transformer_config import HookedTransformerConfig
 from interp.interrupts import Interrupted, deferred_interrupt
 from interp.progress import training_progress
 from interp.run_record import RunRecord
-from interp.seed_runs import SeedRuns, add_how, read_how, read_seeds, seed_folder, write_seeds
+from interp.seed_runs import SEED_FIELDS, SeedRuns, add_how, read_how, read_seeds, seed_folder, write_seeds
 from interp.stacked_training import StackedTrainees
 from interp.train_config import TrainConfig
 from interp.trainee import Trainee, TrainingDivergedError
@@ -29,8 +30,9 @@ from tasks.prompts import Prompts
 from tasks.protocol import Task
 
 How = Literal["measured", "stacked", "alone"]
-SEED_FIELDS = ("init_seed", "train_seed", "eval_seed")
 
+MOST_SEEDS = 10_000
+"""More than this is a slip of the pen rather than a study."""
 TRIAL_SHARE = 0.02
 """A trial may take so much of the steps to come, warming up included; where that is too few, there is none."""
 MOST_TIMED = 5
@@ -72,14 +74,15 @@ def train_many(
         out: the folder that the runs' folders are made in.
 
     Raises:
-        InputError: as for ``train``; seeds that are none, or named twice; a folder that holds something else.
+        InputError: as for ``train``; seeds that are none, named twice, or more than 10,000; a folder that holds
+            something else.
         TrainingDivergedError: seeds diverged; the message names them.
     """
-    _refuse_bad_seeds(seeds)
+    seeds = _checked_seeds(seeds)
     if how not in ("measured", "stacked", "alone"):
         raise InputError(f"how = {how!r} is unknown: choose 'measured', 'stacked' or 'alone'")
     folder = Path(out)
-    many = _Many(task, _seed_configs(task, config, train_config), tuple(seeds), folder, dict(readouts or {}), progress)
+    many = _Many(task, _seed_configs(task, config, train_config), seeds, folder, dict(readouts or {}), progress)
     many.refuse_misplaced()
     many.rehearse(how)
     make_folder(folder)
@@ -313,12 +316,22 @@ def _seed_configs(
     return configs
 
 
-def _refuse_bad_seeds(seeds: Sequence[int]) -> None:
-    if not len(seeds):
-        raise InputError("seeds is empty: give at least one, range(8) say")
-    for seed in set(seeds):
-        if list(seeds).count(seed) > 1:
+def _checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    """The seeds as Python's own integers."""
+    if not isinstance(seeds, Iterable):
+        raise InputError(f"seeds = {seeds!r}: give the seeds themselves, range(8) or [3, 5] say")
+    if isinstance(seeds, Sized) and len(seeds) > MOST_SEEDS:
+        raise InputError(f"{len(seeds)} seeds are more than {MOST_SEEDS}: give fewer, in several folders if need be")
+    checked: dict[int, None] = {}
+    for given in seeds:
+        seed = int(given) if isinstance(given, np.integer) else given
+        TrainConfig.from_seed(seed)  # refuses what is no seed
+        if seed in checked:
             raise InputError(f"seed {seed} is named twice: name it once")
+        checked[seed] = None
+    if not checked:
+        raise InputError("seeds is empty: give at least one, range(8) say")
+    return tuple(checked)
 
 
 def _belongs_to_another(path: Path) -> bool:

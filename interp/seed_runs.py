@@ -13,10 +13,12 @@ from interp.atomic_files import write_atomically
 from interp.hooked_transformer import HookedTransformer
 from interp.run import Run
 from interp.run_record import RECORD_FILE
+from interp.train_config import TrainConfig
 from tasks.errors import InputError
 from tasks.protocol import Task
 
 SEEDS_FILE = "seeds.json"
+SEED_FIELDS = ("init_seed", "train_seed", "eval_seed")
 HOW_FILE = "how.json"
 
 
@@ -37,13 +39,13 @@ class SeedRuns:
     missing: tuple[int, ...] = ()
 
     @classmethod
-    def load(cls, path: str | Path, task: Task | None = None) -> "SeedRuns":
+    def load(cls, path: str | Path, task: Task | type[Any] | None = None) -> "SeedRuns":
         """Read what ``train_many`` has left, whether or not every seed is through.
 
-        ``task`` is needed only for a task of one's own, as in ``Run.load``.
+        ``task`` is needed only for a task of one's own: the task or its class, as in ``Run.load``.
 
         Raises:
-            InputError: the folder holds no such runs, or a run's folder is damaged.
+            InputError: the folder holds no such runs, a run's folder is damaged, or is that of another seed.
         """
         folder = Path(path)
         seeds = read_seeds(folder)
@@ -53,6 +55,7 @@ class SeedRuns:
         if not begun:
             raise InputError(f"{folder} has no run yet: run the training again")
         runs = {seed: Run.load(seed_folder(folder, seed), task) for seed in begun}
+        _refuse_moved(runs)
         return cls(folder, runs, tuple(seed for seed in seeds if seed not in runs))
 
     @property
@@ -124,6 +127,16 @@ class SeedRuns:
                 table.insert(0, "seed", seed)
                 tables.append(table)
         return pd.concat(tables, ignore_index=True)
+
+
+def _refuse_moved(runs: Mapping[int, Run]) -> None:
+    """Raise InputError if a folder holds the run of another seed; a seed field that was set is the same for all."""
+    for name in SEED_FIELDS:
+        found = {seed: getattr(run.train_config, name) for seed, run in runs.items()}
+        for seed, value in found.items():
+            own = getattr(TrainConfig.from_seed(seed), name)
+            if value != own and len(set(found.values())) > 1:
+                raise InputError(f"{runs[seed].path} is not the run of seed {seed} ({name} = {value}): restore it")
 
 
 def measured_table(measured: Any) -> pd.DataFrame:

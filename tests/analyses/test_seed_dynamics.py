@@ -1,5 +1,8 @@
 """Analyses over seeds: one tidy table, bands of Student's t, and when readouts emerge in which order."""
 
+import shutil
+import statistics
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +11,7 @@ from scipy import stats
 from analyses import analyse_seeds, memory_recall, seed_histories
 from analyses.emergence import median_interval
 from analyses.seed_dynamics import SeedDynamics
-from interp import TrainConfig, train_many
+from interp import SeedRuns, TrainConfig, train_many
 from interp.presets import preset
 from tasks import BigramICL, InputError
 
@@ -63,6 +66,19 @@ def test_logged_columns_become_named_readouts(runs):
         seed_histories(runs, ["los"])
 
 
+def test_seeds_that_are_left_out_are_noted(runs, tmp_path):
+    assert seed_histories(runs, ["loss"]).notes == ()
+    shutil.copytree(runs.path, tmp_path / "runs")
+    shutil.rmtree(tmp_path / "runs" / "seed-004")
+    for path in (tmp_path / "runs" / "seed-001" / "checkpoints").glob("*-000004.safetensors"):
+        path.unlink()
+    some = SeedRuns.load(tmp_path / "runs")
+    for found in (seed_histories(some, ["loss"]), analyse_seeds(some, lambda model: {"layers": model.cfg.n_layers})):
+        begun, stopped = found.notes
+        assert begun.endswith("have not begun: seeds 4")
+        assert stopped.endswith("are left out: seeds 1")
+
+
 def test_bands_are_students_t_over_seeds():
     values = np.random.default_rng(0).normal(size=(7, 4))
     bands = by_hand(one=values.tolist()).bands(confidence=0.9)
@@ -105,6 +121,16 @@ def test_a_seed_that_never_gets_there_is_censored_and_not_dropped():
 def test_half_of_little_does_not_date_a_seed_that_learned_only_little():
     found = by_hand(late=RISES_LATE).emergence()
     assert found.frame["height"].tolist() == [0.5] * 6  # half of the median gain of 1, not of the seed's own 0.3
+
+
+def test_the_gain_in_the_summary_is_the_median_that_sets_the_height_and_the_interval_is_the_means():
+    row = by_hand(late=RISES_LATE).emergence().summary.iloc[0]
+    gains = [values[-1] - values[0] for values in RISES_LATE]
+    assert row["gain"] == statistics.median(gains)
+    assert row["mean_gain"] == pytest.approx(statistics.fmean(gains))
+    half_width = stats.t.ppf(0.975, df=5) * statistics.stdev(gains) / 6**0.5
+    assert row["mean_gain_high"] - row["mean_gain"] == pytest.approx(half_width)
+    assert row["mean_gain"] - row["mean_gain_low"] == pytest.approx(half_width)
 
 
 def test_the_time_to_a_threshold_counts_every_seed():

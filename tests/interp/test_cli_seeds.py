@@ -43,7 +43,9 @@ def test_a_seed_field_that_is_set_is_the_same_for_all(interp, tmp_path):
         (["--seeds", 2, "--seed", 1], "--seed 1 and --seeds exclude each other"),
         (["--seeds", 2, "--initial", "x"], "--initial x and --seeds exclude each other"),
         (["--how", "stacked"], "--how stacked needs --seeds"),
-        (["--seeds", 0], "seeds is empty"),
+        (["--seeds", 0], "--seeds 0: say from how many seeds to train, at least 1"),
+        (["--seeds", -3], "--seeds -3: say"),
+        (["--seeds", 99_999_999], "99999999 seeds are more than 10000"),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_one_line(interp, tmp_path, arguments, says):
@@ -58,3 +60,9 @@ def test_an_unknown_way_is_refused_in_one_line(interp, tmp_path):
     code, _, err = interp("train", "bigram", *TINY, "--seeds", 2, "--how", "fast", "--out", "runs")
     assert code == 2
     assert err == "error: how = 'fast' is unknown: choose 'measured', 'stacked' or 'alone'\n"
+
+
+def test_a_report_of_seeds_looks_for_the_task_that_is_named(interp):
+    assert interp("train", "bigram", *TINY, "--seeds", 2, "--out", "runs")[0] == 0
+    code, _, err = interp("report", "runs", "--task", "nofile.py:Mine")
+    assert (code, err) == (2, "error: nofile.py does not exist: give your task as file.py:Class\n")

@@ -4,6 +4,7 @@ import shutil
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -257,11 +258,44 @@ def test_a_seed_that_is_given_is_the_same_for_all(many):
         many("other", init_seed=1, train_seed=2, eval_seed=3)
 
 
-@pytest.mark.parametrize(("seeds", "says"), [([], "seeds is empty"), ([1, 1], "seed 1 is named twice"), ([-1], "-1")])
+@pytest.mark.parametrize(
+    ("seeds", "says"),
+    [
+        ([], "seeds is empty"),
+        ([1, 1], "seed 1 is named twice"),
+        ([-1], "-1"),
+        (range(10**8), "100000000 seeds are more than 10000"),
+    ],
+)
 def test_seeds_that_are_none_are_refused(many, tmp_path, seeds, says):
     with pytest.raises(InputError, match=says):
         many(seeds=seeds)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize(("seeds", "says"), [(3, "seeds = 3: give the seeds themselves"), ([1.0], "seed = 1.0")])
+def test_seeds_of_a_wrong_type_are_refused(many, seeds, says):
+    with pytest.raises(InputError, match=says):
+        many(seeds=seeds)
+
+
+@pytest.mark.refusal  # the type hook asks for a sequence
+def test_numpys_whole_numbers_are_seeds(many):
+    runs = many(seeds=np.arange(2), steps=2)
+    assert runs.seeds == [0, 1]
+    assert SeedRuns.load(runs.path).seeds == [0, 1]
+
+
+def test_folders_that_changed_places_are_refused(many, tmp_path):
+    runs = many(steps=2)
+    assert SeedRuns.load(runs.path).seeds == [0, 1, 2]
+    one, other = seed_folder(runs.path, 1), seed_folder(runs.path, 2)
+    one.rename(tmp_path / "aside")
+    other.rename(one)
+    (tmp_path / "aside").rename(other)
+    with pytest.raises(InputError, match=r"seed-001 is not the run of seed 1 \(init_seed = 6\)"):
+        SeedRuns.load(runs.path)
 
 
 def test_a_folder_of_something_else_is_refused(many, tmp_path, task, model_config):
