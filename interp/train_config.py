@@ -131,6 +131,12 @@ class TrainConfig:
             raise InputError(
                 f"warmup_steps = {self.warmup_steps} takes all of the {self.steps} steps: warm up for fewer"
             )
+        for pattern, (first, last) in self.freeze_during.items():
+            if last > self.steps:
+                raise InputError(
+                    f"freeze_during[{pattern!r}] = {(first, last)} ends after the last of {self.steps} steps: end it "
+                    "before, or train longer"
+                )
         if self.train_seed == self.eval_seed:
             raise InputError(f"train_seed and eval_seed are both {self.eval_seed}: give two different seeds")
 

@@ -92,6 +92,8 @@ def train(
     for name, readout in (readouts or {}).items():
         if not callable(readout):
             raise InputError(f"the readout {name!r} is {shortened(readout)}: give a function of model and prompts")
+    if not isinstance(interventions, Sequence):
+        raise InputError(f"interventions = {shortened(interventions)}: give a list, of one if need be")
     for one in interventions:
         if not isinstance(one, TrainingIntervention):
             raise InputError(f"{shortened(one)} is no TrainingIntervention: give a site, an edit and a span of steps")

@@ -255,6 +255,20 @@ def test_a_span_out_of_order_is_refused():
             TrainConfig(freeze_during={"embed.*": span})
 
 
+def test_a_span_that_ends_after_the_last_step_is_refused(run, tmp_path):
+    with pytest.raises(InputError, match=r"freeze_during\['embed.W_E'\] = \(3, 13\) ends after the last of 12 steps"):
+        run(freeze_during={"embed.W_E": (3, 13)})
+    assert not (tmp_path / "run").exists()
+    assert run(freeze_during={"embed.W_E": (3, 12)}).steps[-1] == 12
+
+
+@pytest.mark.refusal
+def test_an_intervention_that_is_not_in_a_list_is_refused(task, model_config, tmp_path):
+    with pytest.raises(InputError, match="give a list, of one if need be"):
+        train(task, model_config, out=tmp_path / "run", interventions=TrainingIntervention("L0H0", Zero()))
+    assert not (tmp_path / "run").exists()
+
+
 def test_receipts_that_are_missing_or_damaged_are_refused_by_name(run):
     trained = run(TrainingIntervention("L0H0", Zero()))
     path = trained.path / "receipts.csv"
