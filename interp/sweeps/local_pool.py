@@ -4,8 +4,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -81,7 +83,8 @@ class _Worker:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read when the process loads its libraries
         try:
             process = context.Process(target=_serve, args=(theirs, out, train_trial), daemon=True)
-            process.start()
+            with _ctrl_c_blocked():
+                process.start()
         finally:
             if before is None:
                 del os.environ["OMP_NUM_THREADS"]
@@ -104,6 +107,23 @@ class _Worker:
             self.process.join()
             return _cause_of_death(self.process.exitcode)
         return None
+
+
+@contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    """Keep Ctrl-C waiting for a moment; processes that are started in it never see one.
+
+    A Ctrl-C goes to the workers, too, and one that is still importing would end with a traceback on the terminal.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # starting it would let Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def n_slots(workers: int | None, cpus: int, gpus: float) -> int:

@@ -1,6 +1,7 @@
 """The TOML file of a sweep: what all trials share, and what they differ in."""
 
 import itertools
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import field, fields
@@ -27,7 +28,7 @@ class Resources:
     def __post_init__(self) -> None:
         if self.cpus < 1:
             raise InputError(f"cpus = {self.cpus}: a trial needs at least 1")
-        if self.gpus < 0 or (self.gpus > 1 and self.gpus % 1):
+        if not math.isfinite(self.gpus) or self.gpus < 0 or (self.gpus > 1 and self.gpus % 1):
             raise InputError(f"gpus = {self.gpus}: expected 0, a fraction of one GPU, or a whole number of them")
 
 
@@ -67,9 +68,10 @@ class SweepFile:
 
     def combinations(self) -> list[dict[str, Any]]:
         """What the trials differ in, seeds aside, in the file's order."""
+        n_seeds = self.seeds if isinstance(self.seeds, int) else len(self.seeds)
+        if math.prod(map(len, self.grid.values())) * max(1, len(self.trial)) * n_seeds > MOST_TRIALS:
+            raise InputError(f"there are more than {MOST_TRIALS} combinations and seeds: leave some out")
         grid = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
-        if len(grid) * max(1, len(self.trial)) > MOST_TRIALS:
-            raise InputError(f"the grid has more than {MOST_TRIALS} combinations: leave values out")
         for listed in self.trial:
             for key in listed.keys() & self.grid.keys():
                 raise InputError(f"{key} stands both in [grid] and in [[trial]]: leave it in one of them")
@@ -104,8 +106,11 @@ def _parsed(table: Mapping[str, Any]) -> SweepFile:
             raise InputError(unknown_key(key, "the file", known))
     if isinstance(table.get("trial"), dict):
         raise InputError("[trial] is one table: write [[trial]], so that there can be several")
-    if isinstance(table.get("seeds"), bool):
-        raise InputError(f"seeds = {table['seeds']}: give how many, or a list")
+    seeds = table.get("seeds", 1)
+    if any(
+        isinstance(one, bool) or not isinstance(one, int) for one in (seeds if isinstance(seeds, list) else [seeds])
+    ):
+        raise InputError(f"seeds = {seeds!r}: give how many, or a list of whole numbers")
     for key in ("grid", "resources"):
         if not isinstance(table.get(key, {}), dict):
             raise InputError(f"{key} = {table[key]!r} is no table: write [{key}]")

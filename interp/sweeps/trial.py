@@ -93,19 +93,30 @@ class Outcome:
         """The outcome of the trial in a folder; None if it has not ended.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: the file is damaged, or another trial's.
         """
         path = folder / OUTCOME_FILE
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            content = json.loads(path.read_text(encoding="utf-8"))
+            trial = content.pop("trial", folder.name)
+            outcome = cls(**content)
+            numbers = all(isinstance(value, int | float) for value in outcome.figures.values())
+            if outcome.status not in ("done", "failed") or not numbers:
+                raise ValueError("a status or a figure that is none")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is damaged ({error}): delete it, and the trial is run again") from None
+        if trial != folder.name:
+            raise InputError(
+                f"{path} is the outcome of the trial {trial}: put the trials' folders back in their places"
+            )
+        return outcome
 
     def write(self, folder: Path) -> None:
         """Write it down: from then on the trial has ended."""
-        write_atomically(folder / OUTCOME_FILE, json.dumps(vars(self), indent=2).encode())
+        content = vars(self) | {"trial": folder.name}  # so that folders that change places are noticed
+        write_atomically(folder / OUTCOME_FILE, json.dumps(content, indent=2).encode())
 
 
 TrainTrial = Callable[[Trial, Path], Mapping[str, float]]
@@ -129,7 +140,7 @@ def do_trial(trial: Trial, out: Path, train_trial: TrainTrial) -> None:
         Outcome(
             status="failed" if error else "done",
             figures=figures,
-            error=error,
+            error=error.replace(str(folder.parent), TRIALS_FOLDER),  # the same wherever the sweep lies
             seconds=time.perf_counter() - start,
             host=f"{platform.node()}, process {os.getpid()}",
         ).write(folder)

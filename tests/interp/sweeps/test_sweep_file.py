@@ -126,6 +126,14 @@ def test_a_combination_that_cannot_be_among_others_that_can_is_a_trial(sweep_fil
         (HEAD + "grid = 3\n", "grid"),
         (HEAD + "trial = 3\n", "trial"),
         (HEAD + "[grid]\nlr = [" + "1, " * 400 + "]\nsteps = [" + "1, " * 400 + "]\n", "more than 100000 combinations"),
+        (
+            HEAD + "[grid]\n" + "".join(f"{key} = {[*range(400)]}\n" for key in ("lr", "steps", "d_model", "seq_len")),
+            "100000",
+        ),
+        (HEAD + "seeds = 99999999999\n", "more than 100000 combinations and seeds"),
+        (HEAD + 'seeds = "2"\n', "seeds = '2': give how many, or a list of whole numbers"),
+        (HEAD + "seeds = [1.5]\n", r"seeds = \[1.5\]: give how many"),
+        (HEAD + "[resources]\ngpus = nan\n", "gpus = nan"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line_that_names_the_file(sweep_file, text, says):

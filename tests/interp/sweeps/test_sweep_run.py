@@ -111,6 +111,15 @@ def test_a_trial_that_fails_is_listed_with_its_error_and_stops_nothing(sweep, tm
     assert again == []
 
 
+def test_an_error_names_folders_as_seen_from_the_table(sweep):
+    def train(trial, folder):
+        raise InputError(f"the last checkpoint lies in {folder}: look there")
+
+    table, _ = sweep(train)
+    expected = [f"the last checkpoint lies in trials/{key}/run: look there" for key in table["trial"]]
+    assert table["error"].tolist() == expected
+
+
 def test_a_trial_whose_worker_died_is_run_again(sweep):
     table, done = sweep(deaths={"d_model = 8, lr = 0.2, seed = 0": 2})
     assert set(table["status"]) == {"done"}
@@ -140,11 +149,32 @@ def test_an_interruption_stops_between_trials_and_the_same_call_continues(sweep,
 def test_a_damaged_outcome_is_refused_by_name(sweep, tmp_path):
     table, _ = sweep()
     path = tmp_path / "out" / "trials" / table["trial"][0] / "outcome.json"
-    path.write_text(path.read_text()[:20])
-    with pytest.raises(InputError, match=r"outcome.json is damaged .* delete it, and the trial is run again"):
-        sweep()
+    whole = path.read_text()
+    for damaged in (whole[:20], "[]", '{"status": "open"}'):
+        path.write_text(damaged)
+        with pytest.raises(InputError, match=r"outcome.json is damaged .* delete it, and the trial is run again"):
+            sweep()
     path.unlink()
     assert len(sweep()[1]) == 1
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize("damaged", ['{"status": "won"}', '{"status": "done", "figures": 3}', '{"status": 1}'])
+def test_an_outcome_of_wrong_types_is_refused_by_name(sweep, tmp_path, damaged):
+    table, _ = sweep()
+    (tmp_path / "out" / "trials" / table["trial"][0] / "outcome.json").write_text(damaged)
+    with pytest.raises(InputError, match=r"outcome.json is damaged .* delete it, and the trial is run again"):
+        sweep()
+
+
+def test_folders_of_trials_that_changed_places_are_refused(sweep, tmp_path):
+    table, _ = sweep()
+    one, other = (tmp_path / "out" / "trials" / key for key in table["trial"][:2])
+    one.rename(tmp_path / "aside")
+    other.rename(one)
+    (tmp_path / "aside").rename(other)
+    with pytest.raises(InputError, match=f"is the outcome of the trial {other.name}"):
+        sweep()
 
 
 def test_figures_of_one_trial_only_are_columns_too(sweep):
@@ -237,6 +267,26 @@ if __name__ == "__main__":
 """
 
 
+CTRL_C_AT_A_YOUNG_WORKER = """
+import multiprocessing, os, signal
+from pathlib import Path
+from interp.cli import train_trial
+from interp.sweeps.local_pool import LocalPool
+from interp.sweeps.trial import Trial
+
+if __name__ == "__main__":
+    pool = LocalPool(Path("out"), train_trial, workers=1, cpus=1, gpus=0)
+    pool.submit(Trial("no-such-task", None, {}, 0))
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGINT)
+    ended = []
+    while not ended:
+        ended = pool.wait(0.5)
+    pool.stop()
+    print(ended[0][1])
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_killing_a_worker_and_then_the_driver_loses_no_finished_trial_and_repeats_none(sweep_file, tmp_path, engine):
@@ -276,6 +326,16 @@ def test_killing_a_worker_and_then_the_driver_loses_no_finished_trial_and_repeat
     for key, outcome in ended.items():
         assert (out / "trials" / key / "outcome.json").read_bytes() == outcome
         assert sum(key == one for one, _ in logged("end")) == 1
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_still_importing_survives_ctrl_c(tmp_path):
+    (tmp_path / "driver.py").write_text(CTRL_C_AT_A_YOUNG_WORKER)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "driver.py"], cwd=tmp_path, env=environment, check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
 
 
 @pytest.mark.slow
