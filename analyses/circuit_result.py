@@ -60,7 +60,7 @@ class CircuitResult(Result):
             effect_low=ends,
             effect_high=1.0,
         )
-        return effect_map(shown, down="sender", across="receiver", title=self.title, by=None)
+        return effect_map(shown, down="sender", across="receiver", title=self.title, of="score")
 
     def _repr_html_(self) -> str:
         return f"{super()._repr_html_()}\n{self.circuit.draw(title=self.title)}"

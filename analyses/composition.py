@@ -37,13 +37,13 @@ class CompositionResult(Result):
         return "composition"
 
     def plot(self) -> go.Figure:
-        """Excess over chance as a map, writers by readers, a panel for each input; a star where it is above chance."""
+        """Excess over chance as a map, writers by readers, a panel for each input; a star outside of chance."""
         shown = self.frame.assign(
             metric=self.frame["input"].map("{}-composition".format), effect=self.frame["excess"],
             effect_low=self.frame["score"] - self.frame["chance_high"],
             effect_high=self.frame["score"] - self.frame["chance_low"], delta=self.frame["excess"],
         )  # fmt: skip
-        return effect_map(shown, down="writer", across="reader", title=self.title)
+        return effect_map(shown, down="writer", across="reader", title=self.title, of="score less chance")
 
 
 def score_composition(

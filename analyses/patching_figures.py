@@ -14,6 +14,7 @@ _DIVERGING = [
     [0.5, "rgba(213,94,0,0)"],
     [1.0, "rgba(213,94,0,1)"],
 ]
+SHARE = "effect (share of the way)"  # from one run (0) to the other (1)
 _MOST_WRITTEN_CELLS = 120
 _CELL, _LEAST_HEIGHT = 26, 320
 _EXCLUDES_ZERO, _MEASURED = "*", "·"
@@ -22,30 +23,34 @@ _EXCLUDES_ZERO, _MEASURED = "*", "·"
 def patching_figure(frame: pd.DataFrame, *, title: str, by: str | None = None) -> go.Figure:
     """Effects of activation patching: site × position if positions differ, else layer × head, else bars."""
     if frame["pos"].nunique() > 1:
-        return effect_map(frame, down="component", across="pos", title=title, by=by)
+        return effect_map(frame, down="component", across="pos", title=title, by=by, of=SHARE)
     layers_by_heads = frame["head"].notna().all() and frame["component"].nunique() == len(
         frame[["layer", "head"]].drop_duplicates()
     )
     if layers_by_heads and frame["component"].nunique() > 1:
         layers, heads = ([f"{letter}{one}" for one in frame[key]] for letter, key in (("L", "layer"), ("H", "head")))
         named = frame.assign(layer=layers, head=heads)
-        return effect_map(named, down="layer", across="head", title=title, by=by)
+        return effect_map(named, down="layer", across="head", title=title, by=by, of=SHARE)
     value = "effect" if frame["effect"].notna().any() else "delta"
     shown = frame if value == "delta" else frame.assign(ci_low=frame["effect_low"], ci_high=frame["effect_high"])
     figure = effect_figure(shown, value=value, title=title, by=by)
-    return figure.update_yaxes(title_text="effect (share of the way)", col=1) if value == "effect" else figure
+    return figure.update_yaxes(title_text=SHARE, col=1) if value == "effect" else figure
 
 
-def effect_map(frame: pd.DataFrame, *, down: str, across: str, title: str, by: str | None = None) -> go.Figure:
+def effect_map(
+    frame: pd.DataFrame, *, down: str, across: str, title: str, by: str | None = None, of: str = "effect"
+) -> go.Figure:
     """``effect`` as colours, a panel per metric (and per value of ``by``); a star where its interval excludes 0.
 
+    ``of`` names what the colours stand for.
+
     A small map has its numbers written in, with two decimals (one digit if less than those is clear); in a large one a
-    dot says that a cell was measured. Where no row has an
-    effect, because the two runs do not differ, ``delta`` takes its place.
+    dot says that a cell was measured. Where no row has an effect, because the two runs do not differ, ``delta`` takes
+    its place.
     """
     value, low, high = ("effect", "effect_low", "effect_high")
     if frame[value].isna().all():
-        value, low, high = ("delta", "ci_low", "ci_high")
+        value, low, high, of = ("delta", "ci_low", "ci_high", "delta")
     keys = ["metric"] if by is None else ["metric", by]
     panels = list(frame.groupby(keys, sort=False))
     names = [", ".join(words(part) for part in key) for key, _ in panels]
@@ -85,7 +90,13 @@ def effect_map(frame: pd.DataFrame, *, down: str, across: str, title: str, by: s
         )
     figure.update_xaxes(title_text=words(across), showgrid=False, type="category")
     figure.update_yaxes(showgrid=False, type="category", autorange="reversed")
-    bar = {"colorscale": _DIVERGING, "cmin": -furthest, "cmax": furthest, "colorbar": {"title": words(value)}}
+    figure.update_yaxes(title_text=words(down), col=1)
+    bar = {
+        "colorscale": _DIVERGING,
+        "cmin": -furthest,
+        "cmax": furthest,
+        "colorbar": {"title": {"text": words(of), "side": "right"}},
+    }
     height = max(_LEAST_HEIGHT, 160 + _CELL * len(rows_down))
     return figure.update_layout(title=plain(title), template=look(), coloraxis=bar, height=height)
 
@@ -99,5 +110,5 @@ def _written(number: float, clear: bool, few: bool) -> str:
     if not clear:
         return f"{rounded:.2f}"
     # "0.00*" would say in one breath that there is an effect and that there is none
-    shown = f"{rounded:.2f}" if rounded else f"{number:.1g}".replace("e-0", "e-")
+    shown = f"{rounded:.2f}" if rounded else f"{number + 0.0:.1g}".replace("e-0", "e-")
     return shown + _EXCLUDES_ZERO

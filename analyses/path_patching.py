@@ -11,7 +11,7 @@ from analyses.activation_patching import targets_of
 from analyses.argument_checks import check_seed, refuse_no_prompts
 from analyses.metrics import MetricLike, as_metrics, groups
 from analyses.paired_runs import Direction, RunPair, measure_patches, notes_on_effects
-from analyses.patching_figures import effect_map
+from analyses.patching_figures import SHARE, effect_map
 from analyses.path_runs import OUTPUT, PathRuns, Receiver, Through, check_receiver, check_sender, is_path
 from analyses.references import Target, counterfactual_of
 from analyses.result import Result, notes_on_intervals
@@ -45,7 +45,9 @@ class PathPatchingResult(Result):
 
     def plot(self) -> go.Figure:
         """Effects as a map, senders by receivers; a path whose interval excludes 0 has a star."""
-        return effect_map(self.frame, down="sender", across="receiver", title=self.title, by=self.settings.get("by"))
+        return effect_map(
+            self.frame, down="sender", across="receiver", title=self.title, by=self.settings.get("by"), of=SHARE
+        )
 
 
 def patch_paths(

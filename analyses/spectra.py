@@ -21,6 +21,7 @@ from tasks.errors import InputError
 from tasks.field_checks import check_whole
 
 _MOST_ENDS = 20
+_ASIDE = 0.14  # between the markers of two circuits, in distances from head to head
 _NOTHING = 1e-12  # of the largest singular value of all heads: below, a direction is rounding
 
 
@@ -54,24 +55,31 @@ class SpectrumResult(Result):
     def plot(self) -> go.Figure:
         """The share of positive eigenvalues of every head's circuits, with what chance gives as a bar."""
         figure = go.Figure()
-        for circuit, rows in self.frame.groupby("circuit", sort=False):
-            places = rows[["layer", "head"]].to_numpy(dtype=int).tolist()
-            colours = [component_colour(layer, head) for layer, head in places]
+        names = list(self.frame["component"].unique())
+        circuits = list(self.frame.groupby("circuit", sort=False))
+        for rank, (circuit, rows) in enumerate(circuits):
+            heads = rows[["layer", "head"]].to_numpy(dtype=int).tolist()
+            colours = [component_colour(layer, head) for layer, head in heads]
+            # beside each other, so that each circuit's chance is seen
+            aside = _ASIDE * (rank - (len(circuits) - 1) / 2)
+            x = [names.index(name) + aside for name in rows["component"]]
             figure.add_trace(
                 go.Scatter(
-                    x=rows["component"], y=rows["positive"], mode="markers", name=f"{circuit} circuit",
-                    marker={"symbol": "circle" if circuit == "OV" else "square-open", "size": 10, "color": colours},
-                )
-            )  # fmt: skip
-            figure.add_trace(
-                go.Scatter(
-                    x=rows["component"], y=[0.0] * len(rows), mode="markers", marker={"opacity": 0}, showlegend=False,
+                    x=x, y=[0.0] * len(rows), mode="markers", marker={"opacity": 0}, showlegend=False, hoverinfo="skip",
                     error_y={
                         "type": "data", "symmetric": False, "array": rows["chance_high"],
                         "arrayminus": -rows["chance_low"], "color": "#868e98",
                     },
                 )
             )  # fmt: skip
+            figure.add_trace(
+                go.Scatter(
+                    x=x, y=rows["positive"], mode="markers", name=f"{circuit} circuit", text=rows["component"],
+                    hovertemplate="%{text}: %{y:.3g}",
+                    marker={"symbol": "circle" if circuit == "OV" else "square-open", "size": 10, "color": colours},
+                )
+            )  # fmt: skip
+        figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names, zeroline=False)
         figure.update_yaxes(title_text="Σλ / Σ|λ| (bars: chance)", range=[-1.05, 1.05])
         return figure.update_layout(title=plain(self.title), template=look())
 

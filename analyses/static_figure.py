@@ -19,6 +19,7 @@ _DOTS_PER_INCH = 96  # a pixel of the screen is a 96th of an inch on paper
 _WIDTH, _HEIGHT = 760, 420
 _LEFT, _BOTTOM, _WIDE, _HIGH = 0.08, 0.14, 0.9, 0.68  # where Plotly's domain from 0 to 1 lies on the page
 _LEGEND_COLUMNS = 4
+_DIGITS_ON_AXIS = 50  # of the numbers along a horizontal axis, all together
 _DASHES = {
     "solid": "-",
     "dash": "--",
@@ -167,11 +168,13 @@ class _Panel:
             kind = _MARKERS.get(symbol.removesuffix("-open"), "o")
             label = None if "lines" in mode else self._label(trace)
             thin = kind in "x|_"
-            look = {"color": colours} if thin else {"facecolors": faces, "edgecolors": colours}
-            self.axes.scatter(x, y, s=(size * 0.75) ** 2, marker=kind, alpha=alpha, label=label, zorder=3, **look)
+            look: dict[str, Any] = {"color": colours} if thin else {"facecolors": faces, "edgecolors": colours}
+            look["alpha"] = alpha if trace.marker.opacity is None else alpha * trace.marker.opacity
+            self.axes.scatter(x, y, s=(size * 0.75) ** 2, marker=kind, label=label, zorder=3, **look)
         ends = {"xerr": _spread(trace.error_x), "yerr": _spread(trace.error_y)}
         if any(end is not None for end in ends.values()):
-            self.axes.errorbar(x, y, **ends, fmt="none", ecolor=INK, elinewidth=1, capsize=2, zorder=2)
+            colour = _rgba(trace.error_y.color or trace.error_x.color or INK)
+            self.axes.errorbar(x, y, **ends, fmt="none", ecolor=colour, elinewidth=1, capsize=2, zorder=2)
         if "text" in mode:
             for place, height, text in zip(x, y, trace.text, strict=True):
                 offset = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 8}
@@ -195,6 +198,7 @@ class _Panel:
             # right of all panels, as in the browser: beside its own it would lie on the next one
             beside = self.axes.figure.add_axes((_LEFT + _WIDE + 0.02, _BOTTOM, 0.02, _HIGH))
             bar = self.axes.figure.colorbar(cells, cax=beside)
+            beside.grid(visible=False)
             bar.set_label(_plain(shared.colorbar.title.text or ""))
         if trace.texttemplate and trace.text is not None:
             middles = [(edges[1:] + edges[:-1]) / 2 for edges in (x, y)]
@@ -239,9 +243,12 @@ class _Panel:
         if axis.type == "log":
             getattr(self.axes, f"set_{which}scale")("log")
         if places.categories:
-            slanted = which == "x" and len("".join(map(str, places.categories))) > 60
+            names = [_plain(name) for name in places.categories]
+            numbered = all(name.isdecimal() for name in names)  # of numbers, every so-and-so-many-th will do
+            slanted = which == "x" and not numbered and len("".join(names)) > 60
             look = {"rotation": 35, "ha": "right"} if slanted else {}
-            of.set_ticks(range(len(places.categories)), [_plain(name) for name in places.categories], **look)
+            step = math.ceil(len("".join(names)) / _DIGITS_ON_AXIS) if which == "x" and numbered else 1
+            of.set_ticks(range(0, len(names), step), names[::step], **look)
         elif axis.tickvals is not None:
             of.set_ticks(list(axis.tickvals), [_plain(text) for text in axis.ticktext or axis.tickvals])
         if axis.range is not None and None not in axis.range:

@@ -1,11 +1,13 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from analyses import patch_activations
 from analyses.paired_runs import share_interval
+from analyses.patching_figures import effect_map, patching_figure
 from interp import HookedTransformer, HookedTransformerConfig
 from interp.constructions.induction import induction_circuit
 from tasks import BigramICL, BigramStatistics, SparseRegression
@@ -405,3 +407,20 @@ def test_heads_are_drawn_by_layer_and_head_and_mixtures_as_bars(prompts):
     assert [list(heads[0].y), list(heads[0].x)] == [["L0", "L1"], ["H0", "H1"]]
     bars = patch_activations(random_model(), prompts, sites=["L0H1", "L1.mlp"]).plot().data
     assert [bar.name for bar in bars] == ["L0H1", "L1.mlp"]
+
+
+def test_a_small_effect_that_is_clear_is_not_written_as_nothing():
+    rows = [(0.004, 0.003, 0.005), (-0.00004, -0.00005, -0.00003), (0.004, -0.1, 0.1), (-0.25, -0.3, -0.2), (0.0, 0, 1)]
+    frame = pd.DataFrame(rows, columns=["effect", "effect_low", "effect_high"])
+    frame = frame.assign(metric="loss", component="L0", pos=range(len(rows)))
+    (trace,) = effect_map(frame, down="component", across="pos", title="").data
+    assert list(trace.text[0]) == ["0.004*", "-4e-5*", "0.00", "-0.25*", "0.00"]
+
+
+def test_the_colours_of_a_map_say_what_they_stand_for():
+    ends = {"effect_low": 0.2, "effect_high": 0.4, "ci_low": 1.0, "ci_high": 3.0}
+    frame = pd.DataFrame(
+        {"component": "L0.resid_pre", "pos": [0, 1], "metric": "loss", "effect": 0.3, "delta": 2.0} | ends
+    )
+    for shown, said in ((frame, "effect (share of the way)"), (frame.assign(effect=np.nan), "delta")):
+        assert patching_figure(shown, title="").layout.coloraxis.colorbar.title.text == said

@@ -91,3 +91,31 @@ def test_an_unknown_ending_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"ends in '\.jpg': end it in \.html, \.svg, \.pdf or \.png"):
         result().export(tmp_path / "figure.jpg")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_colour_bar_of_several_maps_lies_right_of_them_all():
+    figure = make_subplots(rows=1, cols=2)
+    for column in (1, 2):
+        figure.add_trace(go.Heatmap(x=["a"], y=["b"], z=[[0.5]], coloraxis="coloraxis"), 1, column)
+    figure.update_layout(coloraxis={"colorscale": [[0, "#ffffff"], [1, "#00ff00"]], "cmin": 0, "cmax": 1})
+    svg = static_figure(figure, "svg").decode()
+    background = r'<g id="axes_\d">\s*<g id="patch_\d+">\s*<path d="M ([\d.]+) [\d.]+ \nL ([\d.]+)'
+    spans = [tuple(map(float, ends)) for ends in re.findall(background, svg)]
+    (bar_left, _), *panels = sorted(spans, key=lambda span: span[1] - span[0])
+    assert len(panels) == 2
+    assert all(right < bar_left for _, right in panels)
+
+
+def test_numbers_along_an_axis_are_thinned_and_names_are_not():
+    for labels, shown in (([f"{n}" for n in range(64)], 22), ([f"L{n}" for n in range(64)], 64)):
+        figure = go.Figure(go.Heatmap(x=labels, y=["a"], z=[[0.0] * 64]))
+        svg = static_figure(figure, "svg").decode()
+        assert len(re.findall(r'<g id="xtick_', svg)) == shown
+
+
+def test_a_marker_that_is_not_to_be_seen_is_not_drawn_and_its_whisker_keeps_its_colour():
+    error = {"type": "data", "array": [1.0], "color": "#123456"}
+    trace = go.Scatter(x=[1], y=[2], mode="markers", marker={"opacity": 0, "color": "#654321"}, error_y=error)
+    svg = static_figure(go.Figure(trace), "svg").decode()
+    assert "stroke: #123456" in svg
+    assert "opacity: 0" in re.search(r"#654321[^\"]*", svg).group()
