@@ -17,7 +17,7 @@ from interp.folder_lock import LOCK_FILE, folder_lock
 from interp.history import Row
 from interp.hooked_transformer_config import HookedTransformerConfig
 from interp.interrupts import Interrupted, deferred_interrupt
-from interp.progress import training_progress
+from interp.progress import say_line, training_progress
 from interp.run_record import RunRecord
 from interp.seed_runs import SEED_FIELDS, SeedRuns, add_how, read_how, read_seeds, seed_folder, write_seeds
 from interp.stacked_training import StackedTrainees
@@ -211,7 +211,8 @@ class _Many:
 
     def _train_alone(self, group: Sequence[int]) -> dict[int, TrainingDivergedError]:
         diverged = {}
-        for seed in group:
+        for place, seed in enumerate(group, start=1):
+            say_line(f"seed {seed}, {place} of {len(group)}", self.progress)
             try:
                 folder = seed_folder(self.folder, seed)
                 train(self.task, *self.configs_of(seed), out=folder, readouts=self.readouts, progress=self.progress)

@@ -38,6 +38,11 @@ def training_progress(total: int, done: int, enabled: bool = True) -> Iterator[S
         yield _occasional_lines(console, total)
 
 
+def say_line(line: str, enabled: bool = True) -> None:
+    """A line for people, on standard error: which of several trainings begins, say."""
+    Console(stderr=True, quiet=not enabled).print(line, soft_wrap=True, highlight=False)
+
+
 @contextmanager
 def counted_progress(what: str, total: int, enabled: bool = True) -> Iterator[Callable[[int], None]]:
     """How many of ``total`` equal steps are done, on standard error: a bar that goes when all is done, or lines."""

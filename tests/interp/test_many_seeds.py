@@ -250,6 +250,16 @@ def test_stacks_are_kept_to_what_fits_in_memory(many, monkeypatch):
     assert runs.how["n_stacked"].tolist() == [2, 2, 2, 2, 1]
 
 
+def test_each_seed_that_is_trained_alone_is_announced(task, model_config, tmp_path, capsys):
+    shown = {"seeds": [4, 2], "out": tmp_path / "runs", "how": "alone"}
+    train_many(task, model_config, TrainConfig(**FAST), **shown)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[::2] == ["seed 4, 1 of 2", "seed 2, 2 of 2"]
+    assert all(line.startswith("step 12/12") for line in lines[1::2])
+    train_many(task, model_config, TrainConfig(**FAST), **shown)  # nothing is left to train
+    assert capsys.readouterr().err == ""
+
+
 def test_a_seed_that_is_given_is_the_same_for_all(many):
     runs = many(eval_seed=99)
     assert [run.train_config.eval_seed for run in runs] == [99] * 3
