@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from analyses.ablation import ablate_heads, ablate_mlps
 from analyses.comparison import compare_predictors
-from analyses.figures import component_bars, curves, look, words
+from analyses.figures import component_bars, curves, look
 from analyses.report.contents import FigureOf, Section, TableOf
 from analyses.report.prompts_view import guesses_of
 from interp import HookedTransformer
@@ -36,14 +36,16 @@ def generic_sections(model: HookedTransformer, prompts: Prompts, history: pd.Dat
     if any(model.cfg.has_mlp(layer) for layer in range(model.cfg.n_layers)):
         mlps = ablate_mlps(model, prompts, method="mean", **how)
         results["ablation_mlp"] = ("Each feed-forward part replaced by its mean", mlps)
+    unit = "" if prompts.targets.is_floating_point() else " (nats)"
     figures = [
-        FigureOf(_rise(result.frame, by), f"{title}: what the loss gains.") for title, result in results.values()
+        FigureOf(_rise(result.frame, by, unit), f"{title}: what the loss gains.") for title, result in results.values()
     ]
     tables = [
         TableOf(name, title, result.frame, (), dict(result.settings), result.notes)
         for name, (title, result) in results.items()
     ]
-    score = TableOf("model", "How good the model is", model_alone.frame, (), dict(model_alone.settings))
+    alone = model_alone.frame[model_alone.frame["metric"] != "distance"]  # from itself
+    score = TableOf("model", "How good the model is", alone, (), dict(model_alone.settings))
     loss = [str(name) for name in history if str(name) == "loss" or str(name).startswith("loss_")]
     lines = curves(history["step"].to_numpy(), {name: history[name].to_numpy(dtype=float) for name in loss}, {})
     sections = [
@@ -52,7 +54,7 @@ def generic_sections(model: HookedTransformer, prompts: Prompts, history: pd.Dat
             "training",
             "Training",
             "How it was learned",
-            figures=[FigureOf(lines.update_yaxes(title_text="loss"), "Loss on the evaluation prompts.")],
+            figures=[FigureOf(lines.update_yaxes(title_text=f"loss{unit}"), "Loss on the evaluation prompts.")],
             tables=[TableOf("history", "Training history", history)],
         ),
     ]
@@ -62,8 +64,8 @@ def generic_sections(model: HookedTransformer, prompts: Prompts, history: pd.Dat
     return sections
 
 
-def _rise(frame: pd.DataFrame, by: str | None) -> go.Figure:
+def _rise(frame: pd.DataFrame, by: str | None, unit: str) -> go.Figure:
     rows = frame.loc[frame["metric"] == "loss"]
     figure = go.Figure(component_bars(rows, value="delta", category=by or "component"))
-    figure.update_yaxes(title_text=words("rise of the loss"))
+    figure.update_yaxes(title_text=f"rise of the loss{unit}")
     return figure.update_layout(template=look(), barmode="group", showlegend=by is not None)

@@ -25,7 +25,9 @@ def guesses_of(model: HookedTransformer, prompts: Prompts) -> list[list[Guess]]:
     shown = []
     for row in range(len(prompts)):
         tokens = [
-            Guess(visible(names[int(prompts.inputs[row, 0])]), "unscored", "", "the first token, drawn at random")
+            Guess(
+                visible(names[int(prompts.inputs[row, 0])]), "unscored", "", "the first token: nothing comes before it"
+            )
         ]
         for pos in range(prompts.targets.shape[1]):
             before, target = (visible(names[int(part[row, pos])]) for part in (prompts.inputs, prompts.targets))

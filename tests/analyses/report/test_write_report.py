@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pandas as pd
 import pytest
 import torch
 
@@ -143,6 +144,16 @@ def test_a_task_of_ones_own_gets_a_generic_report(tmp_path: Path):
     facts = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert facts["findings"] == []
     assert set(facts["tables"]) == {"model", "ablation_zero", "ablation_mean", "ablation_mlp", "history"}
+
+
+def test_a_generic_report_speaks_of_nothing_that_its_task_has_not(tmp_path: Path):
+    run = _trained(Parity(), tmp_path / "run", d_vocab=2)
+    page = write_report(run, tmp_path / "report", n_prompts=16)
+    html = page.read_text(encoding="utf-8")
+    assert 'class="token right"' in html
+    assert "in context</span>" not in html
+    assert 'href="#found"' not in html
+    assert set(pd.read_csv(page.parent / "tables" / "model.csv")["metric"]) == {"loss", "accuracy"}
 
 
 @dataclass(frozen=True)
