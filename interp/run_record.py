@@ -88,7 +88,9 @@ class RunRecord:
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
-            raise InputError(f"{path} does not exist: give the folder of a run") from None
+            inside = sorted(folder.glob(f"*/{RECORD_FILE}")) or sorted(folder.glob(f"trials/*/run/{RECORD_FILE}"))
+            such_as = f", {inside[0].parent} say" if inside else ""
+            raise InputError(f"{path} does not exist: give the folder of a run{such_as}") from None
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror}): give a readable run folder") from None
         except ValueError as error:

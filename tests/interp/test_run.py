@@ -105,6 +105,13 @@ def test_what_is_no_run_is_refused(folder, tmp_path):
     assert "config.json does not exist" in refusal(lambda: Run.load(folder / "history.csv"))
 
 
+def test_a_folder_of_several_runs_is_refused_with_the_first_of_them(folder, tmp_path):
+    assert f"give the folder of a run, {folder} say" in refusal(lambda: Run.load(tmp_path))
+    (tmp_path / "sweep" / "trials" / "one").mkdir(parents=True)
+    trial = folder.rename(tmp_path / "sweep" / "trials" / "one" / "run")
+    assert f"give the folder of a run, {trial} say" in refusal(lambda: Run.load(tmp_path / "sweep"))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
