@@ -206,7 +206,7 @@ def reproduce(
     paper: Annotated[str, typer.Argument(help="bietti2023 or chen2024.")],
     out: Annotated[Path, typer.Option("--out", help="A folder; the same command continues what it holds.")],
     scale: Annotated[str, typer.Option(help="quick (minutes on two cores) or full (hours).")] = "quick",
-    workers: Annotated[int | None, typer.Option(help="Processes; by default as many as there are cores.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one for each core.")] = None,
 ) -> None:
     """Measure every claim of a paper: results.json, tables, figures, and a page with a verdict on each."""
     from analyses import reproduce as reproduced

@@ -308,3 +308,23 @@ def test_a_killed_process_loses_nothing_but_time(interp, tmp_path):
     weights = zip(whole.model.state_dict().values(), killed.model.state_dict().values(), strict=True)
     assert all(torch.equal(one, other) for one, other in weights)
     assert killed.history.drop(columns="seconds").equals(whole.history.drop(columns="seconds"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["nosuch", "--out", "new"], "there is no paper 'nosuch' to reproduce: choose from"),
+        (["chen2024", "--scale", "huge", "--out", "new"], "scale = 'huge' is unknown: choose from quick, full"),
+        (["chen2024", "--workers", "0", "--out", "new"], "'--workers': Input should be greater than or equal to 1"),
+        (["chen2024", "--out", "file"], "file is a file: give a folder"),
+        (["chen2024"], "Missing option '--out'"),
+    ],
+)
+@pytest.mark.refusal
+def test_a_reproduction_that_cannot_be_is_one_line_and_leaves_nothing(interp, tmp_path, wrong, said):
+    (tmp_path / "file").write_text("")
+    code, _, err = interp("reproduce", *wrong)
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
