@@ -109,7 +109,7 @@ def emergence_of(values: Mapping[str, pd.DataFrame], share: float, settings: Map
         gain = float(np.median(gains))
         if gain == 0 or interval.low <= 0 <= interval.high:
             around = f"mean {gains.mean():.3g}, {float(interval.low):.3g} to {float(interval.high):.3g}"
-            notes.append(f"{readout} has no gain over its start ({around})")
+            notes.append(f"{readout} has no clear gain over its start ({around})")
             frames.append(_passings(readout, matrix, None))
         else:
             frames.append(_passings(readout, matrix, (matrix.iloc[0] + share * gain).tolist(), rising=gain > 0))

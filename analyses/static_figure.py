@@ -38,6 +38,7 @@ _MARKERS = {
     "line-ns": "|",
 }
 _MARKERS |= {"cross": "P", "x": "X", "triangle-down": "v", "pentagon": "p", "line-ew": "_"}
+_MARKERS |= {"triangle-left": "<", "triangle-right": ">"}
 _TAG = re.compile(r"<[^>]+>")
 
 
@@ -75,6 +76,7 @@ def static_figure(figure: go.Figure, kind: StaticFormat) -> bytes:
         panels = _panels(figure)
         for panel in panels:
             panel.draw(page)
+        _share_axes(panels)
         if layout.title.text:
             above = 1.0 + 0.06 * max(panel.legend_rows for panel in panels)
             page.suptitle(_plain(layout.title.text), x=0.01, y=above, ha="left", fontsize=11, fontweight="bold")
@@ -301,6 +303,21 @@ def _panels(figure: go.Figure) -> list[_Panel]:
         )
         for name in dict.fromkeys(names)
     ]
+
+
+def _share_axes(panels: Sequence[_Panel]) -> None:
+    """Give panels whose axes match the same limits, so that their curves can be compared."""
+    for letter in "xy":
+        groups: dict[str, list[Any]] = {}
+        for panel in panels:
+            axis = panel.x_axis if letter == "x" else panel.y_axis
+            groups.setdefault(axis.matches or f"{letter}{panel.name}", []).append(panel.axes)
+        for group in groups.values():
+            limits = np.array([getattr(axes, f"get_{letter}lim")() for axes in group])
+            low, high = limits.min(), limits.max()
+            backwards = limits[0, 0] > limits[0, 1]
+            for axes in group if len(group) > 1 else ():
+                getattr(axes, f"set_{letter}lim")(*((high, low) if backwards else (low, high)))
 
 
 def _edges(middles: np.ndarray, n: int) -> np.ndarray:

@@ -234,7 +234,7 @@ def _order_findings(emergence: Emergence) -> list[Finding]:
     no_gain = emergence.frame.groupby("readout")["height"].apply(lambda heights: heights.isna().all())
     for row in map(_plain, emergence.summary.to_dict("records")):
         if row["n_censored"]:
-            why = ": it has no gain over its start" if no_gain[row["readout"]] else ""
+            why = ": it has no clear gain over its start" if no_gain[row["readout"]] else ""
             counts = f"in {row['n_censored']} of {row['n_seeds']} seeds"
             sentence = f"{row['readout']} never has half of its gain {counts}{why}."
             findings.append(Finding("memories", claims=False, sentence=sentence, numbers=row, label="never"))

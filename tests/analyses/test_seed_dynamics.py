@@ -149,7 +149,7 @@ def test_a_readout_without_a_gain_emerges_nowhere_and_a_note_says_so():
     assert stays["n_censored"] == 6
     assert pd.isna(stays["median_step"])
     assert found.summary["readout"].tolist() == ["early", "stays"]
-    assert any("stays has no gain" in note for note in found.notes)
+    assert any("stays has no clear gain" in note for note in found.notes)
 
 
 def test_the_order_counts_seeds_before_with_and_after():

@@ -47,6 +47,23 @@ def test_grouped_bars_stand_beside_each_other():
     assert max(ends[0]) <= min(ends[1]) + 1e-3
 
 
+@pytest.mark.parametrize(("shared", "ratio"), [(True, 3.0), (False, 1.0)])
+def test_panels_that_share_an_axis_have_the_same_limits(shared, ratio):
+    figure = make_subplots(rows=1, cols=2, shared_yaxes=shared)
+    for column, (colour, height) in enumerate([("#123456", 1.0), ("#654321", 3.0)], start=1):
+        figure.add_trace(go.Bar(x=["a"], y=[height], marker={"color": colour}), row=1, col=column)
+    svg = static_figure(figure, "svg")
+    (low,), (high,) = heights_of_bars(svg, "#123456"), heights_of_bars(svg, "#654321")
+    assert high / low == pytest.approx(ratio, rel=1e-3)
+
+
+def test_seeds_that_never_get_there_are_triangles_and_not_circles():
+    def drawn(symbol):
+        return static_figure(go.Figure(go.Scatter(x=[1], y=[1], mode="markers", marker={"symbol": symbol})), "svg")
+
+    assert drawn("triangle-right-open") != drawn("circle-open")
+
+
 @pytest.mark.parametrize(("kind", "magic"), [("png", PNG), ("pdf", PDF), ("svg", b"<?xml")])
 def test_every_format_is_what_its_name_says(kind, magic):
     assert static_figure(result().plot(), kind).startswith(magic)
