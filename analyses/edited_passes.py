@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from analyses.memory_budget import return_freed_memory
 from analyses.passes_from_z import Run, at_z, can_go_on_from_z, outputs_of_edits
 from interp.interventions import Intervention, Receipt, intervene
 from interp.model_adapter import HookedModel, activations, outputs, outputs_from, watching
@@ -17,7 +18,7 @@ class EditedPasses:
     A set runs from the first layer that it edits, on the clean residual stream before that layer. Where only outputs
     of heads are edited, in a HookedTransformer that nobody else hooks, it goes on from the edited z (see
     ``outputs_of_edits``), several sets in one pass if they are ``stacked`` and small; anything else is edited by hooks
-    within a pass.
+    within a pass. Not ``stacked`` means that memory is short: what a pass has freed goes back before the next.
     """
 
     def __init__(self, model: HookedModel, plans: Sequence[Sequence[Site]], *, stacked: bool = True):
@@ -50,6 +51,12 @@ class EditedPasses:
         ``plans`` are those of the class in the same order, as interventions on this batch. Sets that hold the same
         Intervention share its work.
         """
+        for number, outputs_of_plan in self._found(plans):
+            yield number, outputs_of_plan
+            if not self.stacked:
+                return_freed_memory()
+
+    def _found(self, plans: Sequence[Sequence[Intervention]]) -> Iterator[tuple[int, Tensor]]:
         through_z = {}
         for number, plan in enumerate(plans):
             if not plan:

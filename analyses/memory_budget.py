@@ -1,6 +1,8 @@
 """How many prompts at a time fit into memory that a user allows, measured on two of them."""
 
+import ctypes
 import re
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -69,6 +71,17 @@ def peak_bytes(run: Callable[[], object]) -> int:
     with _Counting() as counting:
         run()
     return counting.peak
+
+
+def return_freed_memory() -> None:
+    """Give memory that tensors have freed back to the system, where the C library can (glibc); elsewhere nothing.
+
+    Passes of many sizes one after another leave gaps between what lives, which glibc keeps: the resident memory of a
+    long sweep was measured to grow by half.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 class _Counting(TorchDispatchMode):
