@@ -14,7 +14,7 @@ from analyses.figures import effect_figure
 from analyses.memory_budget import PROBED, MemoryBudget, batch_size_within
 from analyses.metrics import Group, Metric, MetricLike, as_metrics, groups
 from analyses.references import MeanOver, Method, Target, ablation_edits, method_name, site_activations
-from analyses.result import Result, notes_on_intervals
+from analyses.result import Result, frame_of_rows, notes_on_intervals
 from analyses.sweep import SweepOutcome, sweep
 from interp.edits import Edit
 from interp.interventions import Receipt
@@ -233,8 +233,7 @@ def _frame(
             row |= {"ci_low": effect.low[k], "ci_high": effect.high[k], "n_prompts": int(outcome.n_prompts[k])}
             row[metric.name] = ablated
             rows.append(row)
-    frame = pd.DataFrame(rows)
-    return frame.astype({"layer": "Int64", "head": "Int64"})
+    return frame_of_rows(rows)
 
 
 def _component(target: Target) -> str:

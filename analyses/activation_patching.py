@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, NamedTuple
 
-import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Bool
 from torch import Tensor
@@ -18,7 +17,7 @@ from analyses.metrics import MetricLike, as_metrics, groups
 from analyses.paired_runs import Direction, PassesOfBatch, PatchedValues, RunPair, measure_patches, notes_on_effects
 from analyses.patching_figures import patching_figure
 from analyses.references import Target, counterfactual_of
-from analyses.result import Result, notes_on_intervals
+from analyses.result import Result, frame_of_rows, notes_on_intervals
 from interp.interventions import Intervention, Receipt, Replace
 from interp.model_adapter import HookedModel, activations, reached_points, refuse_other, watching
 from interp.position_masks import mask_of
@@ -130,7 +129,7 @@ def patch_activations(
         for index, patch in enumerate(patches)
         for row in values.rows(index, metrics, parts, by)
     ]
-    frame = pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
+    frame = frame_of_rows(rows)
     settings = {"direction": direction, "by": by, "seed": seed, "confidence": confidence, "n_prompts": len(prompts)}
     settings |= {"positions": "mask" if isinstance(positions, Tensor) else positions, "prompts_seed": prompts.seed}
     settings |= {"counterfactual_seed": pair.counterfactual.seed}

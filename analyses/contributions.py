@@ -10,6 +10,7 @@ from jaxtyping import Float, Shaped
 from numpy import ndarray
 
 from analyses.metrics import Group
+from analyses.result import frame_of_rows
 from interp.statistics import Interval, ratio_interval
 
 Component = tuple[str, int | None, int | None]
@@ -56,4 +57,4 @@ class Contributions:
                 row |= {"attribution": interval.estimate[index, j]}
                 row |= {"ci_low": interval.low[index, j], "ci_high": interval.high[index, j]}
                 rows.append(row | {"n_prompts": n_prompts[j]})
-        return pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
+        return frame_of_rows(rows)

@@ -13,7 +13,7 @@ from interp.interventions import Intervention, Receipt, edited
 from interp.model_adapter import HookedModel
 from interp.sites import Site
 
-_POSITIONS_AT_ONCE = 4096  # of all prompts of a stack: small passes share the cost of calls, large ones gain nothing
+_POSITIONS_AT_ONCE = 2048  # of all prompts of a stack: small passes share the cost of calls, large ones gain nothing
 
 Edits = tuple[tuple[Intervention, Receipt], ...]
 """Interventions, and the receipts that they are entered in."""

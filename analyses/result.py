@@ -3,7 +3,7 @@
 import html
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -130,6 +130,20 @@ class Result(ABC):
             parts.append(f"<em>… and {more} more rows in .frame</em>")
         parts += [f"<p>Note: {html.escape(note)}</p>" for note in self.notes]
         return "\n".join(parts)
+
+
+def frame_of_rows(rows: Sequence[Mapping[str, Any]], *, whole: Sequence[str] = ("layer", "head")) -> pd.DataFrame:
+    """Rows as a table whose columns ``whole`` are whole numbers or missing; ``astype`` would take as long as a pass.
+
+    >>> frame_of_rows([{"layer": 0, "head": None}, {"layer": 1, "head": 2}])
+       layer  head
+    0      0  <NA>
+    1      1     2
+    """
+    frame = pd.DataFrame(rows)
+    for name in whole:
+        frame[name] = pd.array([row[name] for row in rows], dtype="Int64")
+    return frame
 
 
 def notes_on_intervals(frame: pd.DataFrame) -> tuple[str, ...]:
