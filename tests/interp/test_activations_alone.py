@@ -37,7 +37,7 @@ def test_a_hook_that_writes_in_place_afterwards_does_not_change_what_was_seen():
     subject = model()
     _, clean = activations(subject, tokens(), ["blocks.0.hook_resid_post"])
 
-    def spoil(resid: Tensor, hook: HookPoint) -> Tensor:  # noqa: ARG001
+    def spoil(resid: Tensor, hook: HookPoint) -> Tensor:
         return resid.zero_()
 
     subject.blocks[1].hook_resid_pre.add_perma_hook(spoil)
