@@ -83,8 +83,9 @@ class EdgeAttributionResult(Result):
         shown = {"receiver": _labels(self.frame), "effect": self.frame["score"]}
         shown |= {"effect_low": self.frame["ci_low"], "effect_high": self.frame["ci_high"]}
         return effect_map(
-            self.frame.assign(**shown), down="sender", across="receiver", title=self.title, by=self.settings.get("by")
-        )
+            self.frame.assign(**shown), down="sender", across="receiver", title=self.title,
+            by=self.settings.get("by"), of="score",
+        )  # fmt: skip
 
 
 def attribute_edges(

@@ -29,7 +29,8 @@ def markdown_files(
     machine = ", ".join(str(value) for value in results["machine"].values())
     seeds = sorted({job.seed for one in examined for job in one.claim.jobs})
     lines += ["## How it was measured", "", *(f"{paragraph}\n" for paragraph in METHOD)]
-    lines += [f"- Command: `{results['command']}`", f"- Seeds: {', '.join(map(str, seeds))}", f"- Machine: {machine}"]
+    lines += [f"- Command: `{results['command']}`", f"- Machine: {machine}"]
+    lines += [f"- Seeds, those of controls that repeat a setting included: {', '.join(map(str, seeds))}"]
     lines += [f"- Versions: {versions}", f"- Runs: {len(results['runs'])}, listed in results.json", ""]
     return {"index.md": "\n".join(lines).encode(), **files}
 

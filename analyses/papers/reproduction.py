@@ -72,7 +72,12 @@ def reproduce(
     folder = Path(out)
     _claim_folder(folder, {"paper": paper, "scale": scale})
     runs = folder / RUNS_FOLDER
-    do_jobs([job for claim in claims for job in claim.jobs], runs, workers=workers or _cores(), progress=progress)
+    do_jobs(
+        [job for claim in claims for job in claim.jobs],
+        runs,
+        workers=_cores() if workers is None else workers,
+        progress=progress,
+    )
     with one_thread():
         findings = [examine(claim, runs) for claim in claims]
     results = results_of(chosen, scale, findings)
