@@ -45,9 +45,10 @@ _MOST_STEPS = 100
 _SITES = (
     "Which features are meant matters. The criterion is read on what the first layer's attention writes (L0.attn), "
     "where the exact algorithm has R x and nothing else; the whole residual stream after the layer (L0.resid_post) "
-    "holds x as well. Where a risk is not reached within 100 steps the share saved says no more than that: features "
-    "that never reach what x reaches in 6 steps read 1 - 100/6 = -15.7, with no spread over seeds. With 32 pairs of d = 16 even the exact R x saves little or nothing, so that a layer which preprocessed as the paper has "
-    "it would not be seen in this setting by this criterion."
+    "holds x as well. Where a risk is not reached within 100 steps the share saved says no more than that: features"
+    " that never reach what x reaches in 6 steps read 1 - 100/6 = -15.7, with no spread over seeds. With 32 pairs "
+    "of d = 16 even the exact R x saves little or nothing, so that a layer which preprocessed as the paper has it "
+    "would not be seen in this setting by this criterion."
 )
 
 
