@@ -50,7 +50,8 @@ def metric_gradients(
     nodes: dict[str, Tensor] = {}
 
     def start(activation: Tensor, hook: HookPoint) -> Tensor:  # noqa: ARG001 — TransformerLens' call
-        nodes[leaf] = (activation if value is None else value).detach().requires_grad_()
+        given = (activation if value is None else value).detach()
+        nodes[leaf] = (given.clone() if given.is_inference() else given).requires_grad_()
         return nodes[leaf]
 
     def keep(point: str) -> HookFunction:

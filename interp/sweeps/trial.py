@@ -83,7 +83,7 @@ class Outcome:
     """How a trial ended ("open": not yet); ``figures`` are what was measured, free of time and place."""
 
     status: Literal["done", "failed", "open"]
-    figures: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float | int] = field(default_factory=dict)
     error: str = ""
     seconds: float = 0.0
     host: str = ""
@@ -119,7 +119,7 @@ class Outcome:
         write_atomically(folder / OUTCOME_FILE, json.dumps(content, indent=2).encode())
 
 
-TrainTrial = Callable[[Trial, Path], Mapping[str, float]]
+TrainTrial = Callable[[Trial, Path], Mapping[str, float | int]]
 """Trains a trial in a folder, or goes on with it, and returns the figures that the table shows."""
 
 
@@ -146,7 +146,7 @@ def do_trial(trial: Trial, out: Path, train_trial: TrainTrial) -> None:
         ).write(folder)
 
 
-def _attempt(training: Callable[[], Mapping[str, float]], folder: Path) -> tuple[dict[str, float], str]:
+def _attempt(training: Callable[[], Mapping[str, float | int]], folder: Path) -> tuple[dict[str, float | int], str]:
     """The figures of a training, or what it failed of in one line."""
     try:
         return dict(training()), ""
