@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from analyses import ablate, attribute_edges
+from analyses.edge_scores import TokenChange
 from analyses.edges import edges_of
 from interp import HookedTransformer, HookedTransformerConfig
 from interp.constructions.induction import induction_circuit
@@ -314,6 +315,28 @@ def test_batches_do_not_matter_and_parts_recombine(method, reference, prompts):
     n = [int((prompts.scored & (prompts.labels["half"] == half)).sum()) for half in (0, 1)]
     parts = sum(n[half] * split.matrix(half=half) for half in (0, 1)) / sum(n)
     torch.testing.assert_close(parts, whole, atol=1e-10, rtol=0, equal_nan=True)
+
+
+def test_changes_read_from_a_table_of_tokens_or_multiplied_out_are_the_same(prompts, monkeypatch):
+    """A batch of fewer positions than tokens has no use for the table; nor has a change that is not one of tokens."""
+    model, found = random_model(normalization_type="LN"), []
+
+    def of(*args, _of=TokenChange.of):
+        found.append(_of(*args))
+        return found[-1]
+
+    monkeypatch.setattr(TokenChange, "of", of)
+    by_table = attribute_edges(model, prompts).matrix()
+    assert len(found) == 1
+    assert found[0] is not None
+    found.clear()
+    multiplied = attribute_edges(model, prompts, batch_size=1).matrix()  # 5 positions, 6 tokens
+    assert found == [None] * 9
+    torch.testing.assert_close(by_table, multiplied, atol=1e-12, rtol=0, equal_nan=True)
+
+    embedded = [model.W_E[one.inputs].detach() for one in (prompts, prompts.counterfactual)]
+    shifted = TokenChange.of(model, prompts.inputs, prompts.counterfactual.inputs, embedded[1] - embedded[0] + 1e-9)
+    assert shifted is None
 
 
 def test_the_table_the_matrix_and_the_picture_say_the_same(prompts, tmp_path):

@@ -231,6 +231,35 @@ def test_small_stacks_and_large_ones_give_the_same(inputs, monkeypatch):
         assert_passes_agree(model, inputs, plans)
 
 
+@pytest.mark.parametrize("hooked", [False, True])
+def test_where_memory_is_short_every_pass_gives_its_own_back_before_the_next(hooked, inputs, monkeypatch):
+    model, happened = model_of("MLP, LN"), []
+    if hooked:
+        model.add_hook("hook_embed", lambda *_, **__: None)
+    assert can_go_on_from_z(model, ()) is not hooked
+    unembed = model.unembed.forward
+
+    def counted(stream):
+        happened.append("pass")
+        return unembed(stream)
+
+    monkeypatch.setattr(model.unembed, "forward", counted)
+    monkeypatch.setattr("analyses.edited_passes.return_freed_memory", lambda: happened.append("return"))
+    sets = [[Site(2, "z", 0)], [Site(2, "resid_pre")], [Site(1, "z", 1), Site(2, "z", 0)], [Site(0, "z", 0)]]
+    for stacked in (True, False):
+        passes = EditedPasses(model, sets, stacked=stacked)
+        happened.clear()
+        with torch.no_grad():
+            passes.clean(inputs)
+            happened.clear()
+            found = passes.edited([[Intervention(site, Zero()) for site in each] for each in sets])
+            happened.extend("used" for _ in found)
+        if stacked:
+            assert "return" not in happened
+        else:
+            assert happened == ["pass", "used", "return"] * len(sets)
+
+
 def test_positions_and_several_edits_of_one_head(inputs):
     model = model_of("MLP, LN")
     early, late = Site(1, "z", 0, positions=(0, 1)), Site(1, "z", 0, positions=(-1, 1))
