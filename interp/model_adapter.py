@@ -83,10 +83,14 @@ def outputs(model: HookedModel, inputs: Inputs) -> Float[Tensor, "batch pos *d_o
     """The model's outputs, logits in most cases.
 
     Raises:
-        InputError: dropout is on, so that two passes would differ.
+        InputError: dropout is on, so that two passes would differ; tokens or positions that the model does not have.
     """
     _refuse_dropout(model)
-    return model(inputs)
+    try:
+        return model(inputs)
+    except IndexError:  # a bridge does not look before it reads its tables
+        _refuse_foreign(inputs, model.cfg)
+        raise
 
 
 def outputs_from(
@@ -296,6 +300,14 @@ def _discarded_edits_refused() -> Iterator[None]:
             raise InputError(
                 f"{place} can only be read in this model, which has used it by then: edit q, k, v or z"
             ) from None
+
+
+def _refuse_foreign(inputs: Inputs, cfg: Any) -> None:
+    n_pos, low, high = inputs.shape[1], int(inputs.min()), int(inputs.max())
+    if low < 0 or high >= cfg.d_vocab:
+        raise InputError(f"token {low if low < 0 else high} does not exist: d_vocab = {cfg.d_vocab}")
+    if n_pos > cfg.n_ctx:
+        raise InputError(f"the prompts have {n_pos} positions but the model has n_ctx = {cfg.n_ctx}")
 
 
 def _refuse_dropout(model: HookedModel) -> None:

@@ -350,6 +350,20 @@ def test_dropout_is_refused(prompts):
 
 
 @pytest.mark.transformer_lens_4
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (torch.full((3, N_CTX), D_VOCAB), "token 11 does not exist: d_vocab = 11"),
+        (torch.full((3, N_CTX), -1), "token -1 does not exist: d_vocab = 11"),
+        (torch.zeros((3, N_CTX + 1), dtype=torch.long), "the prompts have 10 positions but the model has n_ctx = 9"),
+    ],
+)
+def test_tokens_and_positions_that_a_bridge_does_not_have_are_refused(tokens, message):
+    with pytest.raises(InputError, match=message):
+        ablate_heads(gpt2(), Prompts.from_tensors(tokens), method="zero")
+
+
+@pytest.mark.transformer_lens_4
 def test_a_soft_cap_on_the_logits_makes_attribution_refuse(prompts):
     capped = native(attn_only=True, normalization_type=None, output_logits_soft_cap=0.5)
     shaken(capped.original_model.parameters())
