@@ -39,6 +39,8 @@ _MARKERS = {
 }
 _MARKERS |= {"cross": "P", "x": "X", "triangle-down": "v", "pentagon": "p", "line-ew": "_"}
 _MARKERS |= {"triangle-left": "<", "triangle-right": ">"}
+_FONTS = ("DejaVu Sans", "Verdana")  # as wide as each other
+_DARK = 0.5  # brightness from 0 to 1 below which white is read better
 _TAG = re.compile(r"<[^>]+>")
 
 
@@ -61,7 +63,8 @@ def static_figure(figure: go.Figure, kind: StaticFormat) -> bytes:
     layout: Any = figure.layout
     _refuse_other_traces(figure)
     width, height = layout.width or _WIDTH, layout.height or _HEIGHT
-    style: dict[Any, Any] = {"font.size": 9, "svg.hashsalt": "interp", "svg.fonttype": "path", "axes.edgecolor": MUTED}
+    style: dict[Any, Any] = {"font.size": 9, "font.sans-serif": _FONTS, "axes.edgecolor": MUTED}
+    style |= {"svg.hashsalt": "interp", "svg.fonttype": "none"}  # words stay words: found, copied, read out
     style |= {
         "text.color": INK,
         "axes.labelcolor": INK,
@@ -207,7 +210,8 @@ class _Panel:
             for row, line in enumerate(trace.text):
                 for column, text in enumerate(line):
                     where = (middles[0][column], middles[1][row])
-                    self.axes.text(*where, _plain(text), ha="center", va="center", fontsize=7)
+                    ink = trace.textfont.color or _readable_on(cells.to_rgba(values[row, column]))
+                    self.axes.text(*where, _plain(text), ha="center", va="center", fontsize=7, color=ink)
 
     def _draw_shapes(self) -> None:
         for shape in self.layout.shapes:
@@ -231,6 +235,8 @@ class _Panel:
     def _draw_words(self) -> None:
         for words in self.layout.annotations:
             look = {"ha": words.xanchor if words.xanchor in ("left", "right") else "center", "fontsize": 9}
+            shift = tuple(72 / _DOTS_PER_INCH * (pixels or 0) for pixels in (words.xshift, words.yshift))
+            look |= {"va": "center", "textcoords": "offset points", "xytext": shift} if any(shift) else {}
             if words.xref == "paper":  # the title of a panel
                 low, high = self.x_axis.domain or (0.0, 1.0)
                 top = (self.y_axis.domain or (0.0, 1.0))[1]
@@ -260,6 +266,8 @@ class _Panel:
             limits(min(0.0, low), max(0.0, high))
         if axis.autorange == "reversed":
             getattr(self.axes, f"invert_{which}axis")()
+        if axis.showticklabels is False:
+            of.set_tick_params(labelleft=False, labelbottom=False)
         if axis.title.text:
             of.set_label_text(_plain(axis.title.text))
 
@@ -350,6 +358,12 @@ def _rgba(colour: Any) -> Any:
         return colour
     numbers = [float(part) for part in found.group(1).split(",")]
     return (*(number / 255 for number in numbers[:3]), *numbers[3:])
+
+
+def _readable_on(cell: Sequence[float]) -> str:
+    red, green, blue, opacity = cell
+    brightness = opacity * (0.299 * red + 0.587 * green + 0.114 * blue) + 1.0 - opacity
+    return INK if brightness > _DARK else "#ffffff"
 
 
 def _plain(text: object) -> str:

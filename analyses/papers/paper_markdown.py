@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import plotly.graph_objects as go
+
 from analyses.papers.claims import Examined
 from analyses.papers.paper_words import METHOD, in_numbers, where_it_holds
-from analyses.papers.static_figures import svg_of
+from analyses.static_figure import static_figure
 
 FIGURES = "figures"
 
@@ -23,7 +25,8 @@ def markdown_files(
         lines += _section(one)
         for index, figure in enumerate(one.evidence.figures):
             name = _figure_name(one, index)
-            files[name] = svg_of(figure.figure, figure.caption).encode()
+            drawn = go.Figure(figure.figure).update_layout(height=figure.height)
+            files[name] = static_figure(drawn, "svg")
             lines += [f"![{figure.caption}]({name})", "", f"*{figure.caption}*", ""]
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     machine = ", ".join(str(value) for value in results["machine"].values())

@@ -136,3 +136,44 @@ def test_a_marker_that_is_not_to_be_seen_is_not_drawn_and_its_whisker_keeps_its_
     svg = static_figure(go.Figure(trace), "svg").decode()
     assert "stroke: #123456" in svg
     assert "opacity: 0" in re.search(r"#654321[^\"]*", svg).group()
+
+
+def words_of(svg: bytes) -> dict[str, ET.Element]:
+    """The elements of text by what they say."""
+    return {one.text or "": one for one in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")}
+
+
+def test_words_stay_words_whatever_they_say():
+    hostile = "</title><script>alert(1)</script> $x$"
+    figure = go.Figure(go.Scatter(x=[0, 1], y=[0, 1], name="a")).update_xaxes(title_text=hostile)
+    figure.add_annotation(x=0, y=1, text="a note", showarrow=False)
+    words = words_of(static_figure(figure, "svg"))
+    assert "a note" in words
+    assert "alert(1) $x$" in words  # Plotly's markup is left out here as it is there
+    assert b"<script" not in static_figure(figure, "svg")
+
+
+def test_words_beside_a_line_keep_their_distance_from_it():
+    def height(shift):
+        figure = go.Figure(go.Scatter(x=[0, 1], y=[0, 1])).update_yaxes(range=[0, 1])
+        figure.add_annotation(x=0.5, y=0.5, text="chance", showarrow=False, yshift=shift)
+        return float(words_of(static_figure(figure, "svg"))["chance"].get("y") or 0)
+
+    points = 72 / 96  # a pixel of the screen in the file's unit
+    assert height(9) - height(29) == pytest.approx(20 * points, abs=0.01)
+
+
+@pytest.mark.parametrize(("opacity", "inks"), [(1, ["#30363d", "#ffffff"]), (0.2, ["#30363d", "#30363d"])])
+def test_numbers_in_cells_are_read_on_dark_and_on_light_ones(opacity, inks):
+    scale = [[0, "#ffffff"], [1, f"rgba(0, 0, 0, {opacity})"]]
+    cells = {"z": [[0.0, 1.0]], "zmin": 0, "zmax": 1, "text": [["low", "high"]], "texttemplate": "%{text}"}
+    words = words_of(static_figure(go.Figure(go.Heatmap(x=["a", "b"], y=["c"], colorscale=scale, **cells)), "svg"))
+    found = [re.search(r"fill: (#\w+)", words[name].get("style") or "") for name in ("low", "high")]
+    assert [one and one.group(1) for one in found] == inks
+
+
+def test_an_axis_without_labels_has_none():
+    figure = go.Figure(go.Bar(x=["a", "b"], y=[1, 2]))
+    assert {"a", "b"} <= words_of(static_figure(figure, "svg")).keys()
+    figure.update_xaxes(showticklabels=False)
+    assert words_of(static_figure(figure, "svg")).keys().isdisjoint({"a", "b"})

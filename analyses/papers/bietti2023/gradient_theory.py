@@ -134,7 +134,7 @@ def _after_each(frame: pd.DataFrame, arm: str) -> go.Figure:
             zmin=0,
             zmax=1,
             colorscale="Blues",
-            text=table.round(2).to_numpy(),
+            text=table.map("{:.2f}".format).to_numpy(),
             texttemplate="%{text}",
             colorbar={"title": "recall"},
         )
