@@ -12,7 +12,7 @@ from torch import Tensor
 from analyses.argument_checks import check_seed, refuse_no_prompts
 from analyses.figures import effect_figure
 from analyses.memory_budget import PROBED, MemoryBudget, batch_size_within
-from analyses.metrics import Group, Metric, MetricLike, as_metrics, groups
+from analyses.metrics import Group, Metric, MetricLike, as_metrics, groups, loss_unit
 from analyses.references import MeanOver, Method, Target, ablation_edits, method_name, site_activations
 from analyses.result import Result, frame_of_rows, notes_on_intervals
 from analyses.sweep import SweepOutcome, sweep
@@ -48,7 +48,13 @@ class AblationResult(Result):
 
     def plot(self) -> go.Figure:
         """Effect of each ablation with its interval, one panel per metric."""
-        return effect_figure(self.frame, value="delta", title=self.title, by=self.settings.get("by"))
+        return effect_figure(
+            self.frame,
+            value="delta",
+            title=self.title,
+            by=self.settings.get("by"),
+            loss_unit=self.settings["loss_unit"],
+        )
 
 
 def ablate_heads(model: HookedModel, prompts: Prompts, **how: Any) -> AblationResult:
@@ -163,6 +169,7 @@ def ablate(
         "confidence": confidence,
         "n_prompts": len(prompts),
         "prompts_seed": prompts.seed,
+        "loss_unit": loss_unit(prompts),
     }
     frame = _frame(outcome, targets, metrics, parts, by)
     title = f"Effect of {method_name(method)}-ablation on {' and '.join(one.name for one in metrics)}"

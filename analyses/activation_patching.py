@@ -13,7 +13,7 @@ from analyses.ablation import as_target
 from analyses.argument_checks import check_seed, refuse_no_prompts
 from analyses.edited_passes import EditedPasses, first_layer
 from analyses.memory_budget import PROBED, MemoryBudget, batch_size_within
-from analyses.metrics import MetricLike, as_metrics, groups
+from analyses.metrics import MetricLike, as_metrics, groups, loss_unit
 from analyses.paired_runs import Direction, PassesOfBatch, PatchedValues, RunPair, measure_patches, notes_on_effects
 from analyses.patching_figures import patching_figure
 from analyses.references import Target, counterfactual_of
@@ -51,7 +51,9 @@ class PatchingResult(Result):
 
     def plot(self) -> go.Figure:
         """Effects as a map: sites by positions, or layers by heads; a cell whose interval excludes 0 has a star."""
-        return patching_figure(self.frame, title=self.title, by=self.settings.get("by"))
+        return patching_figure(
+            self.frame, title=self.title, by=self.settings.get("by"), loss_unit=self.settings["loss_unit"]
+        )
 
 
 def patch_activations(
@@ -132,7 +134,7 @@ def patch_activations(
     frame = frame_of_rows(rows)
     settings = {"direction": direction, "by": by, "seed": seed, "confidence": confidence, "n_prompts": len(prompts)}
     settings |= {"positions": "mask" if isinstance(positions, Tensor) else positions, "prompts_seed": prompts.seed}
-    settings |= {"counterfactual_seed": pair.counterfactual.seed}
+    settings |= {"counterfactual_seed": pair.counterfactual.seed, "loss_unit": loss_unit(prompts)}
     title = f"Activation patching ({direction}): {' and '.join(one.name for one in metrics)}"
     notes = notes_on_intervals(frame) + notes_on_effects(frame)
     return PatchingResult(frame, title, settings, notes, receipts=tuple(map(tuple, passes.receipts)))

@@ -16,7 +16,7 @@ from analyses.direct_attribution import direct_attributions, direct_contribution
 from analyses.figures import effect_figure
 from analyses.gradient_attribution import gradient_contributions, integrated_contributions
 from analyses.gradients import refuse_flat
-from analyses.metrics import Group, Metric, MetricLike, groups
+from analyses.metrics import Group, Metric, MetricLike, groups, loss_unit
 from analyses.references import EditOfRows, ablation_edits
 from analyses.result import Result, notes_on_intervals
 from analyses.shapley_attribution import default_permutations, shapley_contributions
@@ -69,7 +69,13 @@ class AttributionResult(Result):
 
     def plot(self) -> go.Figure:
         """Attribution of each component with its interval."""
-        return effect_figure(self.frame, value="attribution", title=self.title, by=self.settings.get("by"))
+        return effect_figure(
+            self.frame,
+            value="attribution",
+            title=self.title,
+            by=self.settings.get("by"),
+            loss_unit=self.settings["loss_unit"],
+        )
 
     def plot_against(self, other: "AttributionResult") -> go.Figure:
         """Each head's attribution here (across) against another method's (up), both with intervals.
@@ -156,7 +162,7 @@ def attribute_heads(
     options["totals"] = totals
     _refuse_untaken(method, options)
     settings: dict[str, Any] = {"method": method, "by": by, "confidence": confidence, "seed": seed}
-    settings |= {"n_prompts": len(prompts), "prompts_seed": prompts.seed}
+    settings |= {"n_prompts": len(prompts), "prompts_seed": prompts.seed, "loss_unit": loss_unit(prompts)}
     if method == "direct":
         parts = list(groups(prompts, by))
         if not isinstance(metric, str):

@@ -12,7 +12,7 @@ from torch import Tensor
 from analyses.argument_checks import check_seed, refuse_no_prompts
 from analyses.batches import batches
 from analyses.figures import grouped_bars
-from analyses.metrics import CleanOutputs, Metric, MetricLike, Outputs, SumsAndCounts, as_metrics, groups
+from analyses.metrics import CleanOutputs, Metric, MetricLike, Outputs, SumsAndCounts, as_metrics, groups, loss_unit
 from analyses.result import Result, notes_on_intervals
 from interp.model_adapter import HookedModel, outputs, refuse_other
 from interp.statistics import ratio_interval
@@ -37,7 +37,9 @@ class Comparison(Result):
 
     def plot(self) -> go.Figure:
         """Every source's value with its interval, one panel per metric."""
-        return grouped_bars(self.frame, title=self.title, by=self.settings.get("by"))
+        return grouped_bars(
+            self.frame, title=self.title, by=self.settings.get("by"), loss_unit=self.settings["loss_unit"]
+        )
 
 
 def compare_predictors(
@@ -97,7 +99,7 @@ def compare_predictors(
             table.append(row | {"n_prompts": int((counts[:, k] > 0).sum())})
     frame = pd.DataFrame(table)
     settings = {"by": by, "confidence": confidence, "seed": seed, "n_prompts": len(prompts)}
-    settings |= {"prompts_seed": prompts.seed}
+    settings |= {"prompts_seed": prompts.seed, "loss_unit": loss_unit(prompts)}
     return Comparison(frame, "The model beside reference predictors", settings, notes_on_intervals(frame))
 
 

@@ -28,8 +28,8 @@ _GRID, _GRID_ON_DARK = "#e6e8eb", "#2c323a"
 _SYMBOLS = ("circle", "square-open", "diamond-open", "triangle-up-open", "x-thin-open", "star-open")
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
-_UNITS = {"loss": "nats", "accuracy": "share", "logit_diff": "logits", "logit": "logits", "prob": "probability"}
-_UNITS |= {"kl": "nats"}
+_UNITS = {"accuracy": "share", "logit_diff": "logits", "logit": "logits", "prob": "probability"}
+_UNITS |= {"kl": "nats", "excess_risk": "squared units of y"}
 _MOST_PANELS = 3
 _BAR_WIDTH = 0.4
 
@@ -98,10 +98,13 @@ def plain(text: object) -> str:
     return html.escape(str(text), quote=False)
 
 
-def effect_figure(frame: pd.DataFrame, *, value: str, title: str, by: str | None = None) -> go.Figure:
+def effect_figure(
+    frame: pd.DataFrame, *, value: str, title: str, by: str | None = None, loss_unit: str = ""
+) -> go.Figure:
     """Bars of ``value`` per component with intervals from ci_low to ci_high, one panel per metric.
 
-    With ``by``, or with more than three metrics, the bars stand in groups, one bar for each component.
+    With ``by``, or with more than three metrics, the bars stand in groups, one bar for each component. ``loss_unit``
+    is what the metric "loss" is measured in: see ``metrics.loss_unit``.
     """
     metrics = list(frame["metric"].unique())
     category = by if by is not None else "component"
@@ -112,9 +115,13 @@ def effect_figure(frame: pd.DataFrame, *, value: str, title: str, by: str | None
     for column, (_, rows) in enumerate(panels, start=1):
         for trace in component_bars(rows, value=value, category=category):
             figure.add_trace(trace.update(showlegend=category != "component" and column == 1), row=1, col=column)
-        unit = _UNITS.get(rows["metric"].iloc[0], "")
+        unit = _unit(rows["metric"].iloc[0], loss_unit)
         figure.update_yaxes(title_text=f"{value} ({unit})" if unit else value, row=1, col=column)
     return figure.update_layout(title=plain(title), template=look(), barmode="group")
+
+
+def _unit(metric: str, loss_unit: str) -> str:
+    return loss_unit if metric == "loss" else _UNITS.get(metric, "")
 
 
 def component_bars(frame: pd.DataFrame, *, value: str, category: str) -> list[go.Bar]:
@@ -137,7 +144,7 @@ def component_bars(frame: pd.DataFrame, *, value: str, category: str) -> list[go
     return bars
 
 
-def grouped_bars(frame: pd.DataFrame, *, title: str, by: str | None = None) -> go.Figure:
+def grouped_bars(frame: pd.DataFrame, *, title: str, by: str | None = None, loss_unit: str = "") -> go.Figure:
     """``value`` per source with its interval, one panel per metric, one symbol per value of ``by``."""
     metrics = list(frame["metric"].unique())
     figure = make_subplots(rows=1, cols=len(metrics), subplot_titles=[plain(one) for one in metrics], shared_yaxes=True)
@@ -145,7 +152,7 @@ def grouped_bars(frame: pd.DataFrame, *, title: str, by: str | None = None) -> g
         rows = frame.loc[frame["metric"] == metric]
         for trace in source_points(rows, by=by):
             figure.add_trace(trace.update(showlegend=by is not None and column == 1), row=1, col=column)
-        figure.update_xaxes(title_text=_UNITS.get(metric, plain(metric)), row=1, col=column)
+        figure.update_xaxes(title_text=_unit(metric, loss_unit) or plain(metric), row=1, col=column)
     figure.update_yaxes(autorange="reversed", col=1)
     return figure.update_layout(title=plain(title), template=look())
 

@@ -53,6 +53,15 @@ class Metric:
         return cls(name, _own(metric))
 
 
+def loss_unit(prompts: Prompts) -> str:
+    """What the metric "loss" of these prompts is measured in, in words.
+
+    >>> loss_unit(Prompts.from_tensors(torch.tensor([[0, 1]])))
+    'nats'
+    """
+    return "squared units of y" if prompts.targets.is_floating_point() else "nats"
+
+
 def as_metrics(metric: MetricLike | Sequence[MetricLike]) -> list[Metric]:
     """One metric or several, each once.
 

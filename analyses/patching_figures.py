@@ -20,7 +20,7 @@ _CELL, _LEAST_HEIGHT = 26, 320
 _EXCLUDES_ZERO, _MEASURED = "*", "·"
 
 
-def patching_figure(frame: pd.DataFrame, *, title: str, by: str | None = None) -> go.Figure:
+def patching_figure(frame: pd.DataFrame, *, title: str, by: str | None = None, loss_unit: str = "") -> go.Figure:
     """Effects of activation patching: site × position if positions differ, else layer × head, else bars."""
     if frame["pos"].nunique() > 1:
         return effect_map(frame, down="component", across="pos", title=title, by=by, of=SHARE)
@@ -33,7 +33,7 @@ def patching_figure(frame: pd.DataFrame, *, title: str, by: str | None = None) -
         return effect_map(named, down="layer", across="head", title=title, by=by, of=SHARE)
     value = "effect" if frame["effect"].notna().any() else "delta"
     shown = frame if value == "delta" else frame.assign(ci_low=frame["effect_low"], ci_high=frame["effect_high"])
-    figure = effect_figure(shown, value=value, title=title, by=by)
+    figure = effect_figure(shown, value=value, title=title, by=by, loss_unit=loss_unit)
     return figure.update_yaxes(title_text=SHARE, col=1) if value == "effect" else figure
 
 
