@@ -4,11 +4,13 @@ import importlib
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
+
+from rich.console import Console
 
 from analyses.papers.claims import Claim, Examined, Scale, examine
 from analyses.papers.jobs import describe
@@ -79,7 +81,7 @@ def reproduce(
         progress=progress,
     )
     with one_thread():
-        findings = [examine(claim, runs) for claim in claims]
+        findings = list(_examined(claims, runs, Console(stderr=True, quiet=not progress)))
     results = results_of(chosen, scale, findings)
     about = chosen.about(scale)
     files = page_files(chosen.title, chosen.citation, about, findings, results)
@@ -89,6 +91,12 @@ def reproduce(
         write_atomically(folder / name, content)
     write_atomically(folder / RESULTS_FILE, (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
     return folder / "report.html"
+
+
+def _examined(claims: Sequence[Claim], runs: Path, console: Console) -> Iterator[Examined]:
+    for number, claim in enumerate(claims, start=1):
+        console.print(f"measuring {claim.name} ({number} of {len(claims)} claims)", soft_wrap=True, highlight=False)
+        yield examine(claim, runs)
 
 
 def find_paper(key: str) -> Paper:

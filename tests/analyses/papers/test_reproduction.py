@@ -115,7 +115,9 @@ def test_the_command_reproduces_or_says_in_one_line_what_is_wrong(
     paper: Paper, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     assert run(["reproduce", "made-up", "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
-    assert "report.html" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "report.html" in said.out
+    assert "measuring open (3 of 4 claims)" in said.err
     assert (tmp_path / "out" / "index.md").read_text().startswith("# A paper")
     assert (tmp_path / "out" / "figures" / "true-1.svg").exists()
     monkeypatch.setattr(reproduction, "find_paper", find_paper)
