@@ -20,6 +20,7 @@ _WIDTH, _HEIGHT = 760, 420
 _LEFT, _BOTTOM, _WIDE, _HIGH = 0.08, 0.14, 0.9, 0.68  # where Plotly's domain from 0 to 1 lies on the page
 _LEGEND_COLUMNS = 4
 _DIGITS_ON_AXIS = 50  # of the numbers along a horizontal axis, all together
+_LETTERS_ON_AXIS = 60  # and of names
 _DASHES = {
     "solid": "-",
     "dash": "--",
@@ -253,12 +254,11 @@ class _Panel:
         if places.categories:
             names = [_plain(name) for name in places.categories]
             numbered = all(name.isdecimal() for name in names)  # of numbers, every so-and-so-many-th will do
-            slanted = which == "x" and not numbered and len("".join(names)) > 60
-            look = {"rotation": 35, "ha": "right"} if slanted else {}
             step = math.ceil(len("".join(names)) / _DIGITS_ON_AXIS) if which == "x" and numbered else 1
-            of.set_ticks(range(0, len(names), step), names[::step], **look)
+            of.set_ticks(range(0, len(names), step), names[::step], **_slanted(which, names))
         elif axis.tickvals is not None:
-            of.set_ticks(list(axis.tickvals), [_plain(text) for text in axis.ticktext or axis.tickvals])
+            names = [_plain(text) for text in axis.ticktext or axis.tickvals]
+            of.set_ticks(list(axis.tickvals), names, **_slanted(which, names))
         if axis.range is not None and None not in axis.range:
             limits(*(10.0 ** np.asarray(axis.range) if axis.type == "log" else axis.range))
         elif axis.rangemode == "tozero":
@@ -274,6 +274,12 @@ class _Panel:
     @staticmethod
     def _label(trace: Any) -> str | None:
         return _plain(trace.name) if trace.name and trace.showlegend is not False else None
+
+
+def _slanted(which: str, names: Sequence[str]) -> dict[str, Any]:
+    """How names are written that would not fit beside each other along an axis."""
+    long = which == "x" and len("".join(names)) > _LETTERS_ON_AXIS and not all(name.isdecimal() for name in names)
+    return {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if long else {}
 
 
 class _Places:

@@ -177,3 +177,13 @@ def test_an_axis_without_labels_has_none():
     assert {"a", "b"} <= words_of(static_figure(figure, "svg")).keys()
     figure.update_xaxes(showticklabels=False)
     assert words_of(static_figure(figure, "svg")).keys().isdisjoint({"a", "b"})
+
+
+@pytest.mark.parametrize(("name", "angle"), [("one", 0), ("a name of some length indeed", 35)])
+def test_names_that_would_not_fit_beside_each_other_are_slanted(name, angle):
+    names = [f"{name} {k}" for k in range(4)]
+    by_category = go.Figure(go.Bar(x=names, y=[1, 2, 3, 4]))
+    by_tick = go.Figure(go.Bar(x=[0, 1, 2, 3], y=[1, 2, 3, 4])).update_xaxes(tickvals=[0, 1, 2, 3], ticktext=names)
+    for figure in (by_category, by_tick):
+        turned = words_of(static_figure(figure, "svg"))[names[0]].get("transform") or ""
+        assert abs(int(re.search(r"rotate\((-?\d+)", turned).group(1))) == angle
