@@ -24,12 +24,15 @@ class Evidence:
         figures: every seed drawn.
         tables: the numbers behind them.
         text: what else a reader must know: where the claim holds and where not, what limits it.
+        silent: by a criterion's name, why values short of its margin deny nothing (they are lower bounds, or the margin
+            was out of reach in this experiment); empty where they deny it.
     """
 
     values: Mapping[str, Sequence[float]]
     figures: Sequence[FigureOf] = ()
     tables: Sequence[TableOf] = ()
     text: Sequence[str] = ()
+    silent: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +90,9 @@ class Examined:
 
     @property
     def null(self) -> Judgement:
-        """The criterion that decides the negative control."""
-        return deciding(self.null_judgements)
+        """What denies the negative control: the claim's deciding criterion if it does so, else the first that does."""
+        same = next(one for one in self.null_judgements if one.criterion == self.deciding.criterion)
+        return same if same.verdict == "not reproduced" else deciding(self.null_judgements)
 
     @property
     def control_passed(self) -> bool:
@@ -104,7 +108,8 @@ def examine(claim: Claim, folder: Path) -> Examined:
     """
     evidence = claim.measure(_outcomes(claim.arms, folder))
     null = claim.measure(_outcomes(claim.null_arms, folder))
-    return Examined(claim, evidence, judge_all(claim.criteria, evidence.values), judge_all(claim.criteria, null.values))
+    judgements = judge_all(claim.criteria, evidence.values, evidence.silent)
+    return Examined(claim, evidence, judgements, judge_all(claim.criteria, null.values))
 
 
 def _outcomes(arms: Arms, folder: Path) -> Outcomes:

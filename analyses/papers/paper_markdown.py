@@ -6,7 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from analyses.papers.claims import Examined
-from analyses.papers.paper_words import METHOD, in_numbers, where_it_holds
+from analyses.papers.paper_words import METHOD, in_control, in_numbers, where_it_holds
 from analyses.static_figure import static_figure
 
 FIGURES = "figures"
@@ -40,13 +40,14 @@ def markdown_files(
 
 def _row(one: Examined) -> str:
     judged = one.deciding
-    control = f"{one.null.verdict} ({one.null.value:.3g})"
     interval = f"{judged.ci_low:.3g} to {judged.ci_high:.3g}"
     verdict = one.verdict
     if judged.seeds_to_settle is not None:
         verdict += f" ({judged.seeds_to_settle} seeds would settle it)"
+    if judged.silent_because:
+        verdict += " (denies nothing: see there)"
     link = f"[{one.claim.name}](#{_anchor(one)})"
-    return f"| {link} | {verdict} | {judged.value:.3g} | {interval} | {judged.criterion.text} | {control} |"
+    return f"| {link} | {verdict} | {judged.value:.3g} | {interval} | {judged.criterion.text} | {in_control(one)} |"
 
 
 def _section(one: Examined) -> list[str]:
@@ -65,7 +66,9 @@ def _section(one: Examined) -> list[str]:
         *(f"- {each.verdict}: {in_numbers(each)}" for each in one.judgements),
         "",
         *([f"**In part.** {in_part}", ""] if (in_part := where_it_holds(one.judgements)) else []),
-        f"**Control, {control}.** {claim.control} {in_numbers(one.null)}",
+        f"**Control, {control}.** {claim.control}",
+        "",
+        *(f"- {each.verdict}: {in_numbers(each)}" for each in one.null_judgements),
         "",
         f"**Measured.** {claim.measured}",
         "",

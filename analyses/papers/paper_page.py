@@ -54,13 +54,15 @@ def _headline(finding: Examined) -> Finding:
 
 def _section(finding: Examined) -> Section:
     claim = finding.claim
+    passed = "Passed" if finding.control_passed else "FAILED"
+    in_null = " ".join(f"{capital(one.verdict)}: {in_numbers(one)}" for one in finding.null_judgements)
     facts = {
         "claim": f"{claim.sentence} {claim.source}",
         "question": claim.question,
         "criterion": "; and ".join(one.text for one in claim.criteria),
         "verdict": f"{finding.verdict}. {' '.join(in_numbers(one) for one in finding.judgements)}",
         "in part": where_it_holds(finding.judgements),
-        "control": f"{claim.control} {'Passed' if finding.control_passed else 'FAILED'}: {in_numbers(finding.null)}",
+        "control": f"{claim.control} {passed}. {in_null}",
         "measured": claim.measured,
     }
     values = TableOf(f"{claim.name}-values", "The criteria, seed by seed", _values(finding))
@@ -100,6 +102,7 @@ def _table_of_claims(findings: Sequence[Examined]) -> TableOf:
             "verdict": one.verdict,
             "seeds_to_settle": one.deciding.seeds_to_settle,
             "control": one.null.value,
+            "control_criterion": one.null.criterion.text,
             "control_verdict": one.null.verdict,
         }
         for one in findings

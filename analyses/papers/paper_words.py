@@ -2,27 +2,31 @@
 
 from collections.abc import Sequence
 
+from analyses.papers.claims import Examined
 from analyses.papers.verdicts import Judgement
 
 METHOD = (
     (
-        "Every criterion was written down in the code before anything was run, and no setting depends on an "
-        "outcome. A criterion has one value for each seed (initial weights, training prompts and evaluation "
+        "Every criterion and its margin was written down in the code before the runs measured here. A criterion "
+        "has one value for each seed (initial weights, training prompts and evaluation "
         "prompts are all drawn from it); its interval is Student's t at 95 % over seeds. A claim is "
         "reproduced if the interval of every one of its criteria lies wholly on the claimed side of the "
         "margin, not reproduced if the interval of one lies wholly on the other, and inconclusive otherwise; "
-        "then stands how many seeds of the same mean and spread would settle it. Where criteria are several, "
-        "the number given first is that of the one that decides. Margins marked [ours] are ours: the paper "
-        "gives none."
+        "then stands how many seeds of the same mean and spread would settle it. Where values short of a margin "
+        "can deny nothing (a curve that had not come halfway when training ended gives a lower bound; or the "
+        "margin was out of reach), a criterion is inconclusive too, and the reason stands there. Where criteria "
+        "are several, the number given first is that of the first that decides. Margins marked [ours] are ours: "
+        "the paper gives none. An interval of Student's knows no bounds, so that one of a share may pass 1."
     ),
     (
         "Every claim has a negative control: something in which it must fail, measured by the same function. "
-        "A control that is not judged 'not reproduced' is said to have failed, and the claim's verdict is "
-        "then worth nothing."
+        "It passes if one criterion at least denies it; the others are given beside it, and one that a control "
+        "meets shows nothing alone. A control that is not judged 'not reproduced' is said to have failed, and the "
+        "claim's verdict is then worth nothing."
     ),
     (
         "Tags: [code] read in the paper's published code, [abs] in its abstract, [mem] from memory of the "
-        "paper, [ours] our choice."
+        "paper, [ours] our choice, [here] measured by us on another occasion."
     ),
 )
 
@@ -32,10 +36,19 @@ def in_numbers(one: Judgement) -> str:
     criterion = one.criterion
     said = f"{capital(criterion.statistic)}: {one.value:.3g} [{one.ci_low:.3g}, {one.ci_high:.3g}] "
     said += f"(95 % over {len(one.values)} seeds; claimed: {criterion.side} {criterion.threshold:g})"
+    if one.silent_because:
+        return f"{said}. This denies nothing: {one.silent_because}."
     if one.verdict != "inconclusive":
         return f"{said}."
     n = one.seeds_to_settle
     return f"{said}; {'no number of seeds' if n is None else f'{n} seeds'} of this mean and spread would settle it."
+
+
+def in_control(finding: Examined) -> str:
+    """What denied the negative control, for a table: named where it is another criterion than the claim's own."""
+    null, of = finding.null, finding.null.criterion
+    where = "" if of == finding.deciding.criterion else f" for {of.statistic}"
+    return f"{null.verdict} ({null.value:.3g}{where})"
 
 
 def where_it_holds(judgements: Sequence[Judgement]) -> str:

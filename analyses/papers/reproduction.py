@@ -151,6 +151,7 @@ def _judged(one: Judgement) -> dict[str, Any]:
         "n_seeds": len(one.values),
         "values": list(one.values),
         "seeds_to_settle": one.seeds_to_settle,
+        "denies_nothing_because": one.silent_because or None,
     }
 
 

@@ -59,13 +59,19 @@ class Judgement:
     verdict: Verdict
     seeds_to_settle: int | None
     """Where inconclusive: how many seeds of this mean and spread would end it; None if no number here would."""
+    silent_because: str = ""
+    """Why values short of the margin deny nothing here, where that alone makes the verdict inconclusive."""
 
 
-def judge(criterion: Criterion, values: Sequence[float], *, confidence: float = CONFIDENCE) -> Judgement:
+def judge(
+    criterion: Criterion, values: Sequence[float], *, silent_because: str = "", confidence: float = CONFIDENCE
+) -> Judgement:
     """The verdict on one criterion from one value per seed.
 
     Reproduced if the whole interval lies on the claimed side of the threshold, not reproduced if none of it does
-    (an interval that ends on the threshold itself is not on the claimed side), and inconclusive otherwise.
+    (an interval that ends on the threshold itself is not on the claimed side), and inconclusive otherwise. With
+    ``silent_because`` (the values are lower bounds, say, or the margin was out of reach) nothing is denied: what
+    would be not reproduced is inconclusive.
 
     Raises:
         InputError: fewer than 5 seeds, or a value that is not finite.
@@ -82,15 +88,18 @@ def judge(criterion: Criterion, values: Sequence[float], *, confidence: float = 
     if low > criterion.threshold if above else high < criterion.threshold:
         verdict: Verdict = "reproduced"
     elif high <= criterion.threshold if above else low >= criterion.threshold:
-        verdict = "not reproduced"
+        verdict = "inconclusive" if silent_because else "not reproduced"
+        return Judgement(criterion, tuple(map(float, values)), value, low, high, verdict, None, silent_because)
     else:
         verdict = "inconclusive"
     needed = _seeds_to_settle(values, criterion.threshold, confidence) if verdict == "inconclusive" else None
-    return Judgement(criterion, tuple(float(one) for one in values), value, low, high, verdict, needed)
+    return Judgement(criterion, tuple(map(float, values)), value, low, high, verdict, needed)
 
 
-def judge_all(criteria: Sequence[Criterion], values: Mapping[str, Sequence[float]]) -> tuple[Judgement, ...]:
-    """Every criterion of a claim on its own values.
+def judge_all(
+    criteria: Sequence[Criterion], values: Mapping[str, Sequence[float]], silent: Mapping[str, str] | None = None
+) -> tuple[Judgement, ...]:
+    """Every criterion of a claim on its own values; ``silent`` says of some why they can deny nothing.
 
     Raises:
         InputError: as for ``judge``, or values that belong to no criterion, or a criterion without values.
@@ -98,7 +107,8 @@ def judge_all(criteria: Sequence[Criterion], values: Mapping[str, Sequence[float
     names = [criterion.name for criterion in criteria]
     if sorted(names) != sorted(values):
         raise InputError(f"values of {', '.join(values)} were given for the criteria {', '.join(names)}: give the same")
-    return tuple(judge(criterion, values[criterion.name]) for criterion in criteria)
+    why = silent or {}
+    return tuple(judge(one, values[one.name], silent_because=why.get(one.name, "")) for one in criteria)
 
 
 def deciding(judgements: Sequence[Judgement]) -> Judgement:

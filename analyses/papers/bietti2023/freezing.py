@@ -13,6 +13,7 @@ from analyses.report.contents import FigureOf, TableOf
 _PARAMETERS = {"W_O2": "blocks.1.attn.W_O", "W_K1": "blocks.0.attn.W_K", "W_K2": "blocks.1.attn.W_K"}
 _NEAR_ONE = 0.9
 _MUCH = 0.3
+_MORE = 0.2
 _READ = ("recall_W_O2", "recall_W_K2", "recall_W_K1", "accuracy")
 
 
@@ -58,7 +59,7 @@ def W_K2_is_easier_first(scale: Scale) -> Claim:
         source="[mem]; the freezing studies [code]",
         question=f"After {held} steps, does W_K1 miss a frozen W_K2 more than W_K2 misses a frozen W_K1?",
         criteria=(
-            Criterion("asymmetry", "recall that W_K1 loses to a frozen W_K2, minus the reverse", 0.2),
+            Criterion("asymmetry", "recall that W_K1 loses to a frozen W_K2, minus the reverse", _MORE),
             Criterion("W_K2-alone", "recall of W_K2 while W_K1 is frozen", _NEAR_ONE),
         ),
         measured=f"Recall probes at step {held}, the last one frozen; what is lost is the difference from the "
@@ -95,7 +96,8 @@ def measure_W_O2_first(outcomes: Outcomes, step: int) -> Evidence:
         "must-W_K1": (free["recall_W_K1"] - no_copy["recall_W_K1"]).tolist(),
         "not-enough": (free["accuracy"] - no_keys["accuracy"]).tolist(),
     }
-    return Evidence(values, _figures(outcomes, frame, step), [_table(frame, step)])
+    silent = {f"must-{memory}": _nothing_to_lose(free, memory, _MUCH) for memory in ("W_K2", "W_K1")}
+    return Evidence(values, _figures(outcomes, frame, step), [_table(frame, step)], silent=silent)
 
 
 def measure_asymmetry(outcomes: Outcomes, step: int) -> Evidence:
@@ -104,7 +106,14 @@ def measure_asymmetry(outcomes: Outcomes, step: int) -> Evidence:
     free, no_K1, no_K2 = (_of(frame, name) for name in ("nothing frozen", "W_K1 frozen", "W_K2 frozen"))
     lost_K1, lost_K2 = free["recall_W_K1"] - no_K2["recall_W_K1"], free["recall_W_K2"] - no_K1["recall_W_K2"]
     values = {"asymmetry": (lost_K1 - lost_K2).tolist(), "W_K2-alone": no_K1["recall_W_K2"].tolist()}
-    return Evidence(values, _figures(outcomes, frame, step), [_table(frame, step)])
+    silent = {"asymmetry": _nothing_to_lose(free, "W_K1", _MORE)}
+    return Evidence(values, _figures(outcomes, frame, step), [_table(frame, step)], silent=silent)
+
+
+def _nothing_to_lose(free: pd.DataFrame, memory: str, margin: float) -> str:
+    """Why a small loss denies nothing, if the memory had no more than the margin to lose; empty if it had."""
+    had = float(free[f"recall_{memory}"].mean())
+    return f"{memory} recalls {had:.3g} where nothing is frozen and cannot lose more" if had <= margin else ""
 
 
 def _at(outcomes: Outcomes, step: int) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from analyses.papers.bietti2023.accuracies import loss_of
-from analyses.papers.bietti2023.milestones import log2_ratio, step_of_passing
+from analyses.papers.bietti2023.milestones import log2_ratio, lower_bound, step_of_passing
 from analyses.papers.bietti2023.setting import SETTINGS, arm, eval_prompts, task_of, untrained
 from analyses.papers.claims import Claim, Evidence, Outcomes, Scale
 from analyses.papers.seed_figures import seed_curves
@@ -26,7 +26,7 @@ def global_bigrams_come_first(scale: Scale) -> Claim:
     """The loss off triggers falls before the loss on known triggers does."""
     setting = SETTINGS[scale]
     everywhere = {"scored": "all"}
-    # Three things are to be learned here rather than one, so half as many steps again.
+    # half as many steps again
     training = {"steps": 3 * setting.steps // 2, "log_every": max(1, setting.log_every // 2)}
     return Claim(
         name="global-before-in-context",
@@ -42,7 +42,8 @@ def global_bigrams_come_first(scale: Scale) -> Claim:
         "that of the Bayes-optimal predictor on the same evaluation prompts, for tokens that are no "
         "triggers and for triggers at their second and later occurrences. Between logged steps the "
         "curve is taken as straight; a curve that never comes halfway counts as if it did at the "
-        "last step. The model has the linear feed-forward part that can hold the global bigrams.",
+        "last step. The model has the linear feed-forward part that can hold the global bigrams, and trains for "
+        f"{training['steps']} steps: three things are to be learned here rather than one.",
         arms={"trained": arm("all positions", scale, task=everywhere, base=_WITH_MEMORY, training=training)},
         measure=measure_halfway,
         control="The same models without training.",
@@ -63,12 +64,14 @@ def measure_halfway(outcomes: Outcomes) -> Evidence:
             curves[name.replace("_", " ")].append((history["step"].to_numpy(), way.clip(min=-0.3)))
         rows.append(row)
     frame = pd.DataFrame(rows)
+    ways = [way for _, way in curves["in context"]]
     later = [log2_ratio(row["steps_in_context"], row["steps_global"]) for row in rows]
     figure = seed_curves(curves, x="training step", y="share of the way to Bayes")
     return Evidence(
         {"later": later, "learned": frame["end_in_context"].tolist()},
         figures=[FigureOf(figure, "How far each loss has come; thin lines are seeds.", wide=True)],
         tables=[TableOf("steps", "Steps to halfway, by seed", frame)],
+        silent={"later": lower_bound("the share of the way in context", ways, _HALF)},
     )
 
 

@@ -99,8 +99,8 @@ def measure_held_out(outcomes: Outcomes) -> Evidence:
         )
     frame = pd.DataFrame(rows)
     points = {name: frame[name].tolist() for name in ("seen", "held out", "held out, trained on all")}
-    marks = {"chance: current token": float(frame["chance"].mean())}
-    figure = seed_points(points, y="in-context accuracy", marks=marks).update_yaxes(range=[0, 1.03])
+    marks = {"held out, current token only": float(frame["chance"].mean())}
+    figure = seed_points(points, y="in-context accuracy", marks=marks).update_yaxes(range=[-0.03, 1.03])
     return Evidence(
         {"held-out": (frame["held out"] - frame["chance"]).tolist()},
         figures=[FigureOf(figure, "Accuracy on outputs seen in training and held out, every seed a point.", wide=True)],

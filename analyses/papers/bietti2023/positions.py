@@ -6,7 +6,7 @@ import torch
 
 from analyses.memory_scores import previous_token_scores
 from analyses.memory_statistics import unique_best
-from analyses.papers.bietti2023.milestones import log2_ratio, step_of_passing
+from analyses.papers.bietti2023.milestones import log2_ratio, lower_bound, step_of_passing
 from analyses.papers.bietti2023.setting import SETTINGS, early_positions, two_layers, untrained
 from analyses.papers.claims import Claim, Evidence, Outcomes, Scale
 from analyses.papers.seed_figures import seed_curves
@@ -72,12 +72,16 @@ def measure_positions(outcomes: Outcomes) -> Evidence:
         },
         figures=[
             FigureOf(over_time, "Recall of early and of late positions during training; thin lines are seeds."),
-            FigureOf(by_position, f"Recall by position at the end, each averaged over {_SMOOTHED} positions."),
+            FigureOf(
+                by_position,
+                f"Recall by position at the end, each averaged over {_SMOOTHED} positions; thin lines are seeds.",
+            ),
         ],
         tables=[
             TableOf("steps", "Steps to half recall, by seed", frame),
             TableOf("map", "Share of seeds that recall each position at the end", table),
         ],
+        silent={"later": lower_bound("the recall of late positions", [recall for _, recall in curves["late"]], _HALF)},
     )
 
 

@@ -182,4 +182,11 @@ def about(scale: Scale) -> Sequence[str]:
             f"{512 * 256 / (one.batch_size * one.seq_len):g} times as many tokens, so that 'not reproduced' is said "
             "of this training and not of the paper's."
         ),
+        (
+            f"History, recall and accuracy over training are measured on {one.eval_prompts} prompts a seed, every "
+            f"{one.log_every} steps unless a claim says otherwise; what is tested at the end, on "
+            f"{_TEST_PROMPTS_PER_EVAL * one.eval_prompts} others. The bigrams are those of the "
+            f"{BigramICL().d_vocab} characters of the embedded King James Bible. Recall of W_K2 is a share of five "
+            "triggers and moves in steps of 0.2."
+        ),
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.papers.bietti2023.accuracies import predicted
-from analyses.papers.bietti2023.milestones import log2_ratio, step_of_passing
+from analyses.papers.bietti2023.milestones import log2_ratio, lower_bound, step_of_passing
 from analyses.papers.bietti2023.setting import arm, eval_prompts, task_of, two_layers
 from analyses.papers.claims import Claim, Evidence, Outcomes, Scale
 from analyses.papers.seed_figures import seed_curves
@@ -84,6 +84,10 @@ def measure_triggers(outcomes: Outcomes) -> Evidence:
         figures=[FigureOf(figure, "How far the in-context accuracy has come; thin lines are seeds.", wide=True)],
         tables=[TableOf("steps", "Steps to halfway, by kind of trigger and seed", frame)],
         text=_per_position(frame),
+        silent={
+            name: lower_bound(f"the way with {name} triggers", [way for _, way in curves[name]], _HALF)
+            for name in ("rarer", "random")
+        },
     )
 
 
@@ -95,16 +99,16 @@ def _scored_per_step(run: Run) -> float:
 def _per_position(frame: pd.DataFrame) -> tuple[str, ...]:
     """How many never came halfway, and the confound in numbers: other triggers bring other numbers of positions."""
     said = []
-    base = frame.loc[frame["arm"] == "frequent", "scored_positions"].to_numpy()
+    frequent = frame.loc[frame["arm"] == "frequent"]
+    base, base_per_step = frequent["scored_positions"].to_numpy(), frequent["scored_per_step"].mean()
     for name in ("rarer", "random"):
         rows = frame.loc[frame["arm"] == name]
         n_never = int((rows["way_at_best"] < _HALF).sum())
-        if n_never:
-            said.append(f"With {name} triggers {n_never} of {len(rows)} seeds never came halfway.")
-        else:
-            ratio = np.log2(rows["scored_positions"].to_numpy() / base).mean()
-            said.append(
-                f"With {name} triggers there are fewer scored positions per step; counted in scored positions seen "
-                f"rather than in steps, the mean log2 ratio is {ratio:.2f}."
-            )
+        ratio = np.log2(rows["scored_positions"].to_numpy() / base).mean()
+        fewer = base_per_step / rows["scored_per_step"].mean()
+        bound = f" at least (a lower bound: {n_never} of {len(rows)} seeds never came halfway)" if n_never else ""
+        said.append(
+            f"With {name} triggers a step has fewer scored positions, one for every {fewer:.1f} of frequent ones; "
+            f"counted in scored positions seen rather than in steps, the mean log2 ratio is {ratio:.2f}{bound}."
+        )
     return tuple(said)

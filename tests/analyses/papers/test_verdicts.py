@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analyses.papers.paper_words import where_it_holds
+from analyses.papers.paper_words import in_numbers, where_it_holds
 from analyses.papers.verdicts import Criterion, deciding, judge, judge_all
 from tasks.errors import InputError
 
@@ -34,6 +34,20 @@ def test_an_interval_that_ends_on_the_margin_is_not_on_the_claimed_side():
     assert judge(ABOVE, [0.2] * 5).verdict == "not reproduced"
     assert judge(BELOW, [0.2] * 5).verdict == "not reproduced"
     assert judge(ABOVE, [0.2 + 1e-9] * 5).verdict == "reproduced"
+
+
+def test_values_that_cannot_deny_are_inconclusive_short_of_the_margin_and_count_beyond_it():
+    why = "the curve never got there"
+    judged = judge(ABOVE, [-0.1] * 5, silent_because=why)
+    assert (judged.verdict, judged.seeds_to_settle, judged.silent_because) == ("inconclusive", None, why)
+    assert in_numbers(judged).endswith(f"This denies nothing: {why}.")
+    assert judge(BELOW, [0.5] * 5, silent_because=why).verdict == "inconclusive"
+    beyond = judge(ABOVE, [0.5] * 5, silent_because=why)
+    assert (beyond.verdict, beyond.silent_because) == ("reproduced", "")
+    open_ = [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert judge(ABOVE, open_, silent_because=why) == judge(ABOVE, open_)
+    denied, silent = judge_all((ABOVE, BELOW), {"gain": [-0.1] * 5, "loss": [0.5] * 5}, {"loss": why, "gain": ""})
+    assert (denied.verdict, silent.verdict) == ("not reproduced", "inconclusive")
 
 
 def test_the_number_of_seeds_asked_for_would_settle_it_and_one_fewer_would_not():

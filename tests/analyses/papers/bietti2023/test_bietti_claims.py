@@ -31,7 +31,8 @@ from tasks.bigram_predictors import BayesOptimal, InContextCopy
 
 
 def verdict_of(claim: Claim, outcomes: Mapping[str, Sequence[Any]]) -> str:
-    return deciding(judge_all(claim.criteria, claim.measure(outcomes).values)).verdict
+    found = claim.measure(outcomes)
+    return deciding(judge_all(claim.criteria, found.values, found.silent)).verdict
 
 
 def still(value: float):
@@ -127,6 +128,27 @@ def test_early_positions_come_first(plant: Callable, rise: Callable, task: Bigra
     assert verdict_of(claim, {"two layers": at_once}) == "not reproduced"
     untrained = plant(task, {"recall_W_K1_early": still(0.0), "recall_W_K1_late": still(0.0)})
     assert verdict_of(claim, {"two layers": untrained}) == "not reproduced"
+
+
+def test_what_training_was_too_short_to_see_is_not_denied(
+    plant: Callable, rise: Callable, task: BigramICL, recalls: dict[str, Any]
+):
+    """A late curve that never got halfway, and a memory that had next to nothing to lose."""
+    late = plant(task, {"recall_W_K1_early": rise(150), "recall_W_K1_late": still(0.1)})
+    assert verdict_of(early_positions_come_first("quick"), {"two layers": late}) == "inconclusive"
+    free = plant(task, recalls | {"recall_W_K1": still(0.15)})
+    frozen = plant(task, {name: still(0.0) for name in recalls})
+    no_keys = plant(task, recalls | {"recall_W_K2": still(0.2), "accuracy": still(0.3)})
+    arms = {"nothing frozen": free, "W_K1 and W_K2 frozen": no_keys, "W_O2 frozen": frozen}
+    assert verdict_of(W_O2_comes_first("quick"), arms) == "inconclusive"
+    no_W_K1 = plant(task, recalls | {"recall_W_K1": still(0.0)})
+    arms = {"nothing frozen": free, "W_K1 frozen": no_W_K1, "W_K2 frozen": free}
+    assert verdict_of(W_K2_is_easier_first("quick"), arms) == "inconclusive"
+    kinds = {"frequent": rise(60), "rarer": still(0.0), "random": rise(60)}
+    runs = {name: plant(task, {"accuracy": curve}) for name, curve in kinds.items()}
+    (rarer, random) = frequent_triggers_are_fastest("quick").measure(runs).silent.values()
+    assert "none of 5 seeds" in rarer
+    assert random == ""
 
 
 def test_frequent_triggers_are_fastest(plant: Callable, rise: Callable, task: BigramICL):
