@@ -15,7 +15,8 @@ METHOD = (
         "then stands how many seeds of the same mean and spread would settle it. Where values short of a margin "
         "can deny nothing (a curve that had not come halfway when training ended gives a lower bound; or the "
         "margin was out of reach), a criterion is inconclusive too, and the reason stands there. Where criteria "
-        "are several, the number given first is that of the first that decides. Margins marked [ours] are ours: "
+        "are several, the number given first is that of the first that decides, or of all reproduced ones that of the "
+        "one nearest its margin, in half-widths of its interval. Margins marked [ours] are ours: "
         "the paper gives none. An interval of Student's knows no bounds, so that one of a share may pass 1."
     ),
     (

@@ -1,5 +1,6 @@
 """Does a claim hold? A verdict is a function of an interval over seeds and of a criterion written down beforehand."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -115,18 +116,26 @@ def deciding(judgements: Sequence[Judgement]) -> Judgement:
     """The judgement that decides a claim whose criteria must all hold.
 
     The claim is reproduced if every criterion is, not reproduced if one is not, and inconclusive otherwise; the one
-    returned is the first that makes it so. All being needed, each interval keeps its own confidence: a false claim
+    returned is the first that makes it so, and of reproduced ones that whose interval lies nearest its margin, in
+    half-widths of the interval. All being needed, each interval keeps its own confidence: a false claim
     passes only if its false criterion does.
 
     >>> low, high = (judge(Criterion("c", "c", 1.0), [x, x, x, x, x]) for x in (0.0, 2.0))
     >>> deciding([high, low]).value
     0.0
     """
-    for verdict in ("not reproduced", "inconclusive", "reproduced"):
+    if not judgements:
+        raise InputError("a claim without criteria cannot be judged: write at least one down")
+    for verdict in ("not reproduced", "inconclusive"):
         for one in judgements:
             if one.verdict == verdict:
                 return one
-    raise InputError("a claim without criteria cannot be judged: write at least one down")
+    return min(judgements, key=_half_widths_away)
+
+
+def _half_widths_away(one: Judgement) -> float:
+    half_width = (one.ci_high - one.ci_low) / 2
+    return abs(one.value - one.criterion.threshold) / half_width if half_width > 0 else math.inf
 
 
 def _seeds_to_settle(values: Sequence[float], threshold: float, confidence: float) -> int | None:

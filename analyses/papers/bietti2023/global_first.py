@@ -46,7 +46,8 @@ def global_bigrams_come_first(scale: Scale) -> Claim:
         f"{training['steps']} steps: three things are to be learned here rather than one.",
         arms={"trained": arm("all positions", scale, task=everywhere, base=_WITH_MEMORY, training=training)},
         measure=measure_halfway,
-        control="The same models without training.",
+        control="The same models without training: neither loss moves, so that the delay is 0 by construction, and "
+        "what is checked is that nothing counts as learned.",
         null_arms={"trained": untrained(scale, task=everywhere, base=_WITH_MEMORY)},
     )
 

@@ -38,7 +38,8 @@ def early_positions_come_first(scale: Scale) -> Claim:
         "the difference.",
         arms={"two layers": two_layers(scale)},
         measure=measure_positions,
-        control="The same models without training.",
+        control="The same models without training: neither recall moves, so that the delay is 0 by construction, and "
+        "what is checked is that nothing counts as learned.",
         null_arms={"two layers": untrained(scale)},
     )
 

@@ -67,6 +67,14 @@ def test_a_mean_on_the_margin_is_settled_by_no_number_of_seeds():
     assert judge(ABOVE, [0.5] * 5).seeds_to_settle is None
 
 
+def test_of_reproduced_criteria_the_one_nearest_its_margin_speaks():
+    far, near = judge(ABOVE, [0.9, 0.91, 0.92, 0.93, 0.94]), judge(ABOVE, [0.4, 0.5, 0.6, 0.7, 0.8])
+    exact = judge(BELOW, [0.1] * 5)
+    assert {one.verdict for one in (far, near, exact)} == {"reproduced"}
+    assert deciding([exact, far, near]) is near
+    assert deciding([exact, far]) is far
+
+
 def test_a_claim_holds_only_if_each_of_its_criteria_does():
     good, open_, bad = ([x + d for d in (-0.1, -0.05, 0, 0.05, 0.1)] for x in (1.0, 0.2, -1.0))
     kinds = {"reproduced": good, "inconclusive": open_, "not reproduced": bad}
