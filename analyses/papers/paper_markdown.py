@@ -17,7 +17,10 @@ def markdown_files(
 ) -> dict[str, bytes]:
     """index.md and its figures, by file name."""
     lines = [f"# {title}", "", f"{citation}. Scale: {results['scale']}.", ""]
-    lines += ["| claim | verdict | value | 95 % interval | criterion | control |", "|---|---|---|---|---|---|"]
+    lines += [
+        "| claim | source | verdict | value | 95 % interval | criterion | control |",
+        "|---|---|---|---|---|---|---|",
+    ]
     lines += [_row(one) for one in examined]
     lines += ["", "## Setting", "", *(f"{paragraph}\n" for paragraph in about)]
     files: dict[str, bytes] = {}
@@ -47,7 +50,7 @@ def _row(one: Examined) -> str:
     if judged.silent_because:
         verdict += " (denies nothing: see there)"
     link = f"[{one.claim.name}](#{_anchor(one)})"
-    return f"| {link} | {verdict} | {judged.value:.3g} | {interval} | {judged.criterion.text} | {in_control(one)} |"
+    return f"| {link} | {one.claim.source} | {verdict} | {judged.value:.3g} | {interval} | {judged.criterion.text} | {in_control(one)} |"
 
 
 def _section(one: Examined) -> list[str]:
