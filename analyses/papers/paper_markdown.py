@@ -50,7 +50,8 @@ def _row(one: Examined) -> str:
     if judged.silent_because:
         verdict += " (denies nothing: see there)"
     link = f"[{one.claim.name}](#{_anchor(one)})"
-    return f"| {link} | {one.claim.source} | {verdict} | {judged.value:.3g} | {interval} | {judged.criterion.text} | {in_control(one)} |"
+    cells = [link, one.claim.source, verdict, f"{judged.value:.3g}", interval, judged.criterion.text, in_control(one)]
+    return f"| {' | '.join(cells)} |"
 
 
 def _section(one: Examined) -> list[str]:
