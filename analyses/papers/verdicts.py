@@ -116,8 +116,8 @@ def deciding(judgements: Sequence[Judgement]) -> Judgement:
     """The judgement that decides a claim whose criteria must all hold.
 
     The claim is reproduced if every criterion is, not reproduced if one is not, and inconclusive otherwise; the one
-    returned is the first that makes it so, and of reproduced ones that whose interval lies nearest its margin, in
-    half-widths of the interval. All being needed, each interval keeps its own confidence: a false claim
+    returned is the first that makes it so (of inconclusive ones one that no number of seeds would settle, if there is
+    one), and of reproduced ones that whose interval lies nearest its margin, in half-widths of the interval. All being needed, each interval keeps its own confidence: a false claim
     passes only if its false criterion does.
 
     >>> low, high = (judge(Criterion("c", "c", 1.0), [x, x, x, x, x]) for x in (0.0, 2.0))
@@ -127,9 +127,8 @@ def deciding(judgements: Sequence[Judgement]) -> Judgement:
     if not judgements:
         raise InputError("a claim without criteria cannot be judged: write at least one down")
     for verdict in ("not reproduced", "inconclusive"):
-        for one in judgements:
-            if one.verdict == verdict:
-                return one
+        if so := [one for one in judgements if one.verdict == verdict]:
+            return min(so, key=lambda one: verdict == "inconclusive" and one.seeds_to_settle is not None)
     return min(judgements, key=_half_widths_away)
 
 

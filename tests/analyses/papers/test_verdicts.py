@@ -75,6 +75,13 @@ def test_of_reproduced_criteria_the_one_nearest_its_margin_speaks():
     assert deciding([exact, far]) is far
 
 
+def test_what_seeds_would_not_settle_speaks_before_what_they_would():
+    open_, silent = judge(ABOVE, [0.1, 0.2, 0.3, 0.4, 0.5]), judge(ABOVE, [0.0] * 5, silent_because="a lower bound")
+    assert deciding([open_, silent]) is silent
+    assert deciding([open_, judge(ABOVE, [0.5] * 5)]) is open_
+    assert deciding([open_, silent, judge(BELOW, [0.5] * 5)]).verdict == "not reproduced"
+
+
 def test_a_claim_holds_only_if_each_of_its_criteria_does():
     good, open_, bad = ([x + d for d in (-0.1, -0.05, 0, 0.05, 0.1)] for x in (1.0, 0.2, -1.0))
     kinds = {"reproduced": good, "inconclusive": open_, "not reproduced": bad}
