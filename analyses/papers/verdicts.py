@@ -117,8 +117,8 @@ def deciding(judgements: Sequence[Judgement]) -> Judgement:
 
     The claim is reproduced if every criterion is, not reproduced if one is not, and inconclusive otherwise; the one
     returned is the first that makes it so (of inconclusive ones one that no number of seeds would settle, if there is
-    one), and of reproduced ones that whose interval lies nearest its margin, in half-widths of the interval. All being needed, each interval keeps its own confidence: a false claim
-    passes only if its false criterion does.
+    one), and of reproduced ones that whose interval lies nearest its margin, in half-widths of the interval. All being
+    needed, each interval keeps its own confidence: a false claim passes only if its false criterion does.
 
     >>> low, high = (judge(Criterion("c", "c", 1.0), [x, x, x, x, x]) for x in (0.0, 2.0))
     >>> deciding([high, low]).value
