@@ -30,7 +30,7 @@ assert_same = models.assert_same
 
 @pytest.fixture(params=map(models.marked, models.PAIRS))
 def pair(request):
-    mine, theirs = models.PAIRS[request.param]()
+    mine, theirs = models.made(request.param)
     if not mine.cfg.attn_only:
         theirs.set_use_hook_mlp_in(True)
     return mine, theirs

@@ -93,6 +93,13 @@ PAIRS = {
 }
 
 
+def made(name):
+    """The two models: with the same weights in every run, though the classes draw them from the global generator."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return PAIRS[name]()
+
+
 def marked(name):
     mark = pytest.mark.transformer_lens_3 if name.startswith("3.9") else pytest.mark.transformer_lens_4
     return pytest.param(name, marks=mark)
@@ -100,7 +107,7 @@ def marked(name):
 
 @pytest.fixture(params=map(marked, PAIRS))
 def pair(request):
-    return PAIRS[request.param]()
+    return made(request.param)
 
 
 @pytest.fixture
@@ -120,7 +127,9 @@ def assert_same(mine, theirs, *, but=()):
         if name == "crosstalk":  # divided by a diagonal that may all but vanish: its inverse is what is well determined
             a, b = 1 / a, 1 / b
         if a.dtype.kind == "f":
-            np.testing.assert_allclose(a.to_numpy(float), b.to_numpy(float), atol=1e-5, rtol=1e-5, err_msg=name)
+            # shares of a gap: what is the same to 1e-5 is divided by what may be a tenth of a nat
+            within = 1e-4 if name.startswith("effect") else 1e-5
+            np.testing.assert_allclose(a.to_numpy(float), b.to_numpy(float), atol=within, rtol=1e-5, err_msg=name)
         else:
             assert a.equals(b), name
 
