@@ -109,6 +109,8 @@ def judge_all(
     if sorted(names) != sorted(values):
         raise InputError(f"values of {', '.join(values)} were given for the criteria {', '.join(names)}: give the same")
     why = silent or {}
+    if unknown := sorted(why.keys() - set(names)):
+        raise InputError(f"silent names {', '.join(unknown)}: the criteria are {', '.join(names)}")
     return tuple(judge(one, values[one.name], silent_because=why.get(one.name, "")) for one in criteria)
 
 

@@ -48,6 +48,8 @@ def test_values_that_cannot_deny_are_inconclusive_short_of_the_margin_and_count_
     assert judge(ABOVE, open_, silent_because=why) == judge(ABOVE, open_)
     denied, silent = judge_all((ABOVE, BELOW), {"gain": [-0.1] * 5, "loss": [0.5] * 5}, {"loss": why, "gain": ""})
     assert (denied.verdict, silent.verdict) == ("not reproduced", "inconclusive")
+    with pytest.raises(InputError, match="silent names gian: the criteria are gain"):
+        judge_all((ABOVE,), {"gain": [-0.1] * 5}, {"gian": why})
 
 
 def test_the_number_of_seeds_asked_for_would_settle_it_and_one_fewer_would_not():
